@@ -1,0 +1,8 @@
+"""Callbacks; each asks a module for layers or for a small protocol, never for a concrete class."""
+
+from callbacks.figure_writer import FigureWriter
+from callbacks.interrupt_checkpoint import InterruptCheckpoint
+from callbacks.origin_paths import OriginPaths
+from callbacks.prediction_writer import PredictionWriter
+
+__all__ = ["FigureWriter", "InterruptCheckpoint", "OriginPaths", "PredictionWriter"]

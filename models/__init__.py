@@ -1,0 +1,5 @@
+"""The methods: one LightningModule each."""
+
+from models.korigins import KOriginsSegmentation
+
+__all__ = ["KOriginsSegmentation"]

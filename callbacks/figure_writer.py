@@ -1,0 +1,112 @@
+"""Figures of a run, as PNG files and in TensorBoard."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import pandas as pd
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from matplotlib.figure import Figure
+
+from framework.figures import training_curves
+
+
+@runtime_checkable
+class DrawsFigures(Protocol):
+    """What FigureWriter asks of a module (or of another callback, without the batch)."""
+
+    def figures(self, batch: Any) -> Mapping[str, Figure]:
+        """Figures by name, drawn from one evaluation batch."""
+        ...
+
+
+class FigureWriter(Callback):
+    """Writes the figures a module draws of its first evaluation batch, and the training curves, at the end of a run.
+
+    They go to `figures/NAME.png` in the run folder and to TensorBoard when it is there.
+
+    Args:
+        max_samples: of the first batch to draw.
+        dpi: dots per inch of the PNG files.
+    """
+
+    def __init__(self, max_samples: int = 4, dpi: int = 110) -> None:
+        self.max_samples = max_samples
+        self.dpi = dpi
+        self.elapsed: float | None = None
+        self._first_step_at: float | None = None
+        self._batch: Any = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remembers when training began."""
+        if self._first_step_at is None:
+            self._first_step_at = time.monotonic()
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keeps the first samples of the first batch."""
+        if batch_idx == 0 and dataloader_idx == 0 and trainer.is_global_zero:
+            self._batch = self._head(batch)
+
+    on_test_batch_start = on_validation_batch_start
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws everything."""
+        self._write_all(trainer, pl_module, curves=True)
+        if self._first_step_at is not None:
+            self.elapsed = time.monotonic() - self._first_step_at
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the module's figures."""
+        self._write_all(trainer, pl_module, curves=False)
+
+    @rank_zero_only
+    def _write_all(self, trainer: Trainer, pl_module: LightningModule, curves: bool) -> None:
+        if getattr(trainer, "fast_dev_run", False) or not trainer.loggers:
+            return
+        if isinstance(pl_module, DrawsFigures) and self._batch is not None:
+            training = pl_module.training
+            pl_module.eval()
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                drawn = pl_module.figures(self._batch)
+            pl_module.train(training)
+            for name, figure in drawn.items():
+                save_figure(trainer, name, figure, self.dpi)
+        if curves and (figure_of_curves := _curves(trainer)) is not None:
+            save_figure(trainer, "training_curves", figure_of_curves, self.dpi)
+
+    def _head(self, batch: Any) -> Any:
+        if isinstance(batch, Mapping):
+            return {k: v[: self.max_samples] if isinstance(v, torch.Tensor) and v.ndim else v for k, v in batch.items()}
+        return batch
+
+
+def save_figure(trainer: Trainer, name: str, figure: Figure, dpi: int = 110) -> Path:
+    """Writes `figures/NAME.png` into the run folder, and to TensorBoard when it is there. Rank 0 only."""
+    # loggers[0].log_dir, not trainer.log_dir: the latter is a collective
+    folder = Path(getattr(trainer.loggers[0], "log_dir", None) or trainer.default_root_dir) / "figures"
+    path = folder / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(name, figure, global_step=trainer.global_step, close=False)
+    return path
+
+
+def _curves(trainer: Trainer) -> Figure | None:
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            logger.save()
+            path = Path(logger.log_dir) / "metrics.csv"
+            if path.is_file():
+                log = pd.read_csv(path)
+                if any(c.startswith(("train/", "val/")) and not c.endswith("_step") for c in log.columns):
+                    return training_curves(log)
+    return None

@@ -1,0 +1,33 @@
+"""Ctrl-C leaves a checkpoint."""
+
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class InterruptCheckpoint(Callback):
+    """Saves `checkpoints/interrupted.ckpt` on Ctrl-C or SIGTERM, and says how to go on.
+
+    Not on other exceptions: the weights that made a NaN are not worth keeping.
+    """
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Lightning's hook."""
+        if (
+            not isinstance(exception, KeyboardInterrupt | SIGTERMException)
+            or not trainer.fit_loop.epoch_progress.total.ready
+        ):
+            return
+        if trainer.state.fn != "fit" or getattr(trainer, "fast_dev_run", False):
+            return
+        path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
+        trainer.save_checkpoint(path)
+        _say(f"interrupted; go on with the same command and --ckpt_path {path}")
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)

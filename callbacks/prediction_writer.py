@@ -1,0 +1,70 @@
+"""Predictions as files named by sample."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from skimage import io
+from torch import Tensor
+
+from framework.errors import ConfigError
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes what `predict_step` returns: a mapping with `index` int64 (B,), and tensors whose first axis is the batch.
+
+    A uint8 or uint16 tensor (B, H, W) or (B, 3, H, W) becomes `INDEX_KEY.png`, anything else `INDEX_KEY.npy`. The
+    index is the sample's unique id, so that many processes write into one folder without meeting.
+
+    Args:
+        output_dir: target folder; None: `predictions` in the run folder.
+    """
+
+    def __init__(self, output_dir: str | None = None) -> None:
+        super().__init__(write_interval="batch")
+        self.output_dir = output_dir
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Decides the folder; the same on every rank."""
+        self._folder = Path(self.output_dir or Path(trainer.log_dir or trainer.default_root_dir) / "predictions")
+        if stage == "predict":
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Lightning's hook.
+
+        Raises:
+            ConfigError: `predict_step` does not return a mapping with `index`.
+        """
+        if not isinstance(prediction, Mapping) or "index" not in prediction:
+            raise ConfigError(
+                f"PredictionWriter: predict_step of {type(pl_module).__name__} must return a mapping with the key "
+                f"'index', got {type(prediction).__name__}"
+            )
+        for key, values in prediction.items():
+            if key == "index":
+                continue
+            for index, value in zip(prediction["index"].tolist(), values, strict=True):
+                _write(self._folder / f"{index:06d}_{key}", value)
+
+
+def _write(stem: Path, value: Tensor) -> None:
+    array = value.detach().cpu().numpy()
+    if array.dtype in (np.uint8, np.uint16) and (array.ndim == 2 or (array.ndim == 3 and array.shape[0] == 3)):
+        io.imsave(
+            stem.with_suffix(".png"), array if array.ndim == 2 else array.transpose(1, 2, 0), check_contrast=False
+        )
+    else:
+        np.save(stem.with_suffix(".npy"), array)

@@ -1,0 +1,341 @@
+"""The two classes people subclass: BaseMethod (a LightningModule) and BaseDataModule (a LightningDataModule).
+
+Loss, metrics, logging, optimizers, hyper-parameters and loaders are written here once; a method says what is special
+about it by overriding one of the small hooks.
+"""
+
+import copy
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics import MeanMetric, Metric
+
+from framework.distributed import EpochSampler, UnpaddedDistributedSampler, broadcast_buffers
+from framework.errors import CheckpointError, ConfigError, DivergenceError
+from framework.plain import NotPlain, class_path, factory, to_plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Split = Literal["train", "val", "test"]
+Batch = dict[str, Tensor]
+
+# steps between two looks at the loss for values that are not finite, on an accelerator
+LOSS_CHECK_EVERY = 50
+
+# The plain form is a legal value of OptimizerCallable: jsonargparse and BaseMethod both turn it into a callable.
+ADAM = cast(OptimizerCallable, {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}})
+
+
+class BaseMethod(LightningModule):
+    """One method: a network with its loss, metrics, optimizer and figures.
+
+    A subclass builds its network in `__init__` and overrides `step`; the other hooks have useful defaults.
+
+    Args:
+        optimizer: called with the result of `parameter_groups()`.
+        lr_scheduler: called with the optimizer; None keeps the learning rates constant.
+        lr_interval: the scheduler steps once per `epoch` or once per optimizer `step`.
+    """
+
+    #: the figure that says which checkpoint is best, and whether it is to be large (`max`) or small (`min`)
+    monitor: str = "val/loss"
+    monitor_mode: Literal["min", "max"] = "min"
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable = ADAM,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.optimizer_factory = factory(optimizer, "optimizer")
+        self.lr_scheduler_factory = None if lr_scheduler is None else factory(lr_scheduler, "lr_scheduler")
+        self.lr_interval = lr_interval
+        self.metrics = nn.ModuleDict()
+
+    # ------------------------------------------------------------------ hooks of a method
+
+    def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
+        """One forward pass on a batch.
+
+        Returns:
+            a dict with `loss`, a scalar averaged over the batch's samples, and whatever `update_metrics` needs; for the
+            default these are `preds` and `target`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override step(batch, split)")
+
+    def configure_metrics(self, split: Split) -> dict[str, Metric]:
+        """Fresh metrics of one split; logged as `split/name` and reset each epoch. The loss is added by itself."""
+        return {}
+
+    def update_metrics(self, metrics: Mapping[str, Metric], outputs: dict[str, Tensor], batch: Batch) -> None:
+        """Counts one batch: by default every metric gets `outputs["preds"]` and `outputs["target"]`."""
+        for metric in metrics.values():
+            metric.update(outputs["preds"], outputs["target"])
+
+    def batch_size(self, batch: Batch) -> int:
+        """Number of samples in a batch, the weight of its loss: by default the length of its first tensor."""
+        return len(next(iter(batch.values())))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimizer gets; override it for several learning rates or decays."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def figures(self, batch: Batch) -> "dict[str, Figure]":
+        """Figures by name, drawn from one evaluation batch at the end of fit and test."""
+        return {}
+
+    # ------------------------------------------------------------------ hyper-parameters and checkpoints
+
+    def save_hyperparameters(
+        self, *args: Any, ignore: Sequence[str] | str | None = None, frame: Any = None, logger: bool = True
+    ) -> None:
+        """Lightning's, with every value in plain form, so that checkpoints load with `weights_only=True`.
+
+        A value without a plain form (a module, an open file) is left out with a warning.
+        """
+        if frame is None:
+            current = inspect.currentframe()
+            frame = current.f_back if current is not None else None
+        super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
+        for name in list(self._hparams):
+            try:
+                self._hparams[name] = to_plain(self._hparams[name])
+            except NotPlain as value:
+                warnings.warn(
+                    f"{type(self).__name__}: argument {name!r} ({value}) has no plain form and is not stored; "
+                    f"pass {name}=... to load_from_checkpoint",
+                    stacklevel=2,
+                )
+                del self._hparams[name]
+        self._hparams_initial = copy.deepcopy(self._hparams)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Stores which class the checkpoint belongs to."""
+        checkpoint["class_path"] = class_path(type(self))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses another class's checkpoint; rewinds one from the middle of an epoch to that epoch's start.
+
+        Raises:
+            CheckpointError: the checkpoint belongs to another class.
+        """
+        stored = checkpoint.get("class_path")
+        if stored is not None and stored != class_path(type(self)):
+            raise CheckpointError(
+                f"ckpt_path: the checkpoint holds a {stored}, but the model is a {class_path(type(self))}; "
+                "give the configuration of the first or a checkpoint of the second"
+            )
+        epoch = settle_epoch(checkpoint)
+        if epoch is not None:
+            rank_zero_info(f"The checkpoint was saved in the middle of epoch {epoch}: epoch {epoch} starts again.")
+
+    # ------------------------------------------------------------------ optimization
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer over `parameter_groups()`, and its scheduler."""
+        optimizer = self.optimizer_factory(self.parameter_groups())
+        if self.lr_scheduler_factory is None:
+            return optimizer
+        scheduler = self.lr_scheduler_factory(optimizer)
+        entry: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            entry["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": entry}
+
+    def on_train_start(self) -> None:
+        """Catches up on the scheduler step that Lightning takes after an epoch's checkpoint is written."""
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler = config.scheduler
+            if config.interval == "epoch" and isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):
+                while scheduler.last_epoch < self.current_epoch // config.frequency:
+                    scheduler.step()
+
+    # ------------------------------------------------------------------ steps, written once
+
+    def setup(self, stage: str) -> None:
+        """Builds the metrics of every split once; they move to the device with the module."""
+        for split in ("train", "val", "test"):
+            key = f"{split}_metrics"  # a ModuleDict has attributes of its own, `train` among them
+            if key not in self.metrics:
+                metrics = {"loss": MeanMetric(), **self.configure_metrics(cast(Split, split))}
+                self.metrics[key] = nn.ModuleDict(metrics)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Lightning's hook; logs `train/loss` and the train metrics per epoch, `train/loss_step` per step."""
+        loss = self._shared_step(batch, "train")
+        self.log("train/loss_step", loss.detach(), on_step=True, on_epoch=False)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Lightning's hook; logs `val/...`."""
+        self._shared_step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Lightning's hook; logs `test/...`."""
+        self._shared_step(batch, "test")
+
+    def _shared_step(self, batch: Batch, split: Split) -> Tensor:
+        outputs = self.step(batch, split)
+        loss = outputs["loss"]
+        if split == "train":
+            self._stop_if_not_finite(loss)
+        size = self.batch_size(batch)
+        metrics = cast(nn.ModuleDict, self.metrics[f"{split}_metrics"])
+        with torch.no_grad():
+            cast(MeanMetric, metrics["loss"]).update(loss.detach().float(), weight=size)
+            counted = {name: cast(Metric, metric) for name, metric in metrics.items() if name != "loss"}
+            self.update_metrics(counted, outputs, batch)
+        for name, metric in metrics.items():
+            on_bar = f"{split}/{name}" in (self.monitor, "train/loss")
+            self.log(
+                f"{split}/{name}", cast(Metric, metric), on_step=False, on_epoch=True, batch_size=size, prog_bar=on_bar
+            )
+        return loss
+
+    def _stop_if_not_finite(self, loss: Tensor) -> None:
+        # Reading the value waits for the device: every step on the CPU, now and then on an accelerator.
+        trainer = self._trainer
+        if trainer is None or (loss.is_cuda and self.global_step % LOSS_CHECK_EVERY):
+            return
+        if bool(torch.isfinite(loss.detach()).all()):
+            return
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or getattr(
+            trainer.checkpoint_callback, "last_model_path", ""
+        )
+        kept = f"the last good checkpoint is {best}" if best else "no checkpoint had been written yet"
+        raise DivergenceError(
+            f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}); {kept}. "
+            "Lower the learning rate, or look at the input for values that are not finite."
+        )
+
+    # ------------------------------------------------------------------ evaluation without collectives in a step
+
+    def on_validation_epoch_start(self) -> None:
+        """Makes buffers equal on all ranks once, and stops DDP from doing so in every forward pass."""
+        if isinstance(self.trainer.model, DistributedDataParallel):
+            broadcast_buffers(self)
+            self._ddp_broadcasts = self.trainer.model.broadcast_buffers
+            # Ranks may hold different numbers of validation batches, and a collective in a step would hang them.
+            self.trainer.model.broadcast_buffers = False
+
+    def on_validation_epoch_end(self) -> None:
+        """Gives DDP its setting back."""
+        if isinstance(self.trainer.model, DistributedDataParallel):
+            self.trainer.model.broadcast_buffers = self._ddp_broadcasts
+
+
+def settle_epoch(checkpoint: dict[str, Any]) -> int | None:
+    """Edits a checkpoint's loop counters so that it stands exactly between two epochs.
+
+    One saved after its epoch's last step (during validation, say) counts that epoch as done; one saved in the middle of
+    an epoch starts that epoch again, because loaders are resumed by epoch, not by batch.
+
+    Returns:
+        the epoch that starts again, or None.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop")
+    if loop is None:
+        return None
+    epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    started, finished = epochs["current"]["started"], epochs["current"]["processed"]
+    if started == finished:
+        return None
+    is_over = batches["is_last_batch"] and batches["current"]["processed"] == batches["current"]["ready"]
+    for counters in epochs.values():
+        counters.update(dict.fromkeys(counters, started if is_over else finished))
+    batches["is_last_batch"] = True
+    return None if is_over else int(finished)
+
+
+class BaseDataModule(LightningDataModule):
+    """Loaders with a training order drawn from (seed, epoch) and evaluation that never repeats a sample.
+
+    A subclass overrides `configure_dataset`. A sample is a dict of tensors with the keys `image`, `mask`, `label`,
+    `coords`, `index`, of which `index` (int64) is unique within its split.
+
+    Args:
+        batch_size: samples per training step and rank.
+        eval_batch_size: samples per evaluation step; None: as `batch_size`.
+        num_workers: loader processes; 0 loads in the main process.
+        seed: seed of the training order (and of augmentation or synthesis in subclasses).
+    """
+
+    def __init__(
+        self, batch_size: int = 32, eval_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size or batch_size}.items():
+            if value < 1:
+                raise ConfigError(f"data.{name}: expected at least 1, got {value}")
+        if num_workers < 0:
+            raise ConfigError(f"data.num_workers: expected 0 or more, got {num_workers}")
+        if seed < 0:
+            raise ConfigError(f"data.seed: expected 0 or more, got {seed}")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.datasets: dict[str, Dataset] = {}
+
+    def configure_dataset(self, split: Literal["train", "val", "test", "predict"]) -> Dataset:
+        """The dataset of a split. Called once per split that a verb needs, after `prepare_data`, on every rank."""
+        raise NotImplementedError(f"{type(self).__name__} must override configure_dataset(split)")
+
+    def setup(self, stage: str) -> None:
+        """Builds the datasets that `stage` (fit, validate, test or predict) needs."""
+        needs = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+        for split in needs[stage]:
+            if split not in self.datasets:
+                self.datasets[split] = self.configure_dataset(cast(Any, split))
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled, equally many samples per rank."""
+        dataset = cast(Any, self.datasets["train"])
+        if len(dataset) == 0:
+            raise ConfigError(f"{type(self).__name__}: the train split is empty")
+        world_size, rank = self._ranks()
+        sampler = EpochSampler(dataset, world_size, rank, seed=self.seed)
+        # With workers, a resumed run fetches its first batches before Lightning sets the epoch.
+        sampler.set_epoch(self.trainer.current_epoch if self.trainer is not None else 0)
+        return self._loader(dataset, self.batch_size, sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        """In order, without padding."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """In order, without padding."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """In order, without padding."""
+        return self._evaluation_loader("predict")
+
+    def _evaluation_loader(self, split: str) -> DataLoader:
+        dataset = cast(Any, self.datasets[split])
+        return self._loader(dataset, self.eval_batch_size, UnpaddedDistributedSampler(dataset, *self._ranks()))
+
+    def _loader(self, dataset: Dataset, batch_size: int, sampler: Any) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)

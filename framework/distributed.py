@@ -1,0 +1,113 @@
+"""Everything that knows about ranks: samplers, broadcast, checksum.
+
+The contract: a figure is the same on one process and on many. Evaluation loaders therefore never pad, a training epoch
+is a permutation drawn from (seed, epoch), and no collective runs inside a step.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sized
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
+
+
+def is_distributed() -> bool:
+    """True inside an initialised process group of more than one rank."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class EpochIndex(int):
+    """A sample's index that also carries its epoch, so that augmentation can be drawn from (seed, epoch, index).
+
+    It is a plain int to every dataset that does not ask, and survives the way to worker processes.
+    """
+
+    epoch: int
+
+    def __new__(cls, index: int, epoch: int) -> "EpochIndex":
+        self = super().__new__(cls, index)
+        self.epoch = epoch
+        return self
+
+    def __reduce__(self) -> tuple[type["EpochIndex"], tuple[int, int]]:
+        return EpochIndex, (int(self), self.epoch)
+
+
+class EpochSampler(DistributedSampler):
+    """Training order: one permutation per (seed, epoch), dealt out to the ranks, with epochs attached to the indices.
+
+    The ranks get equally many samples (the tail is padded from the start of the permutation), because training steps
+    synchronise. Being a DistributedSampler, Lightning keeps it as it is.
+
+    Args:
+        dataset: anything with a length.
+        num_replicas: number of ranks.
+        rank: this rank.
+        seed: seed of all permutations.
+        shuffle: False keeps the dataset's order.
+    """
+
+    def __init__(self, dataset: Sized, num_replicas: int, rank: int, seed: int = 0, shuffle: bool = True) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[EpochIndex]:
+        length = len(self.dataset)  # type: ignore[arg-type]
+        order = np.arange(length)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(length)
+        padded = np.resize(order, self.total_size)
+        return iter([EpochIndex(int(i), self.epoch) for i in padded[self.rank :: self.num_replicas]])
+
+
+class UnpaddedDistributedSampler(DistributedSampler):
+    """Evaluation order: rank r sees samples r, r + n, r + 2n, ... and no sample twice.
+
+    Torch's own sampler repeats samples until every rank has equally many, which changes the figures.
+    """
+
+    def __init__(self, dataset: Sized, num_replicas: int, rank: int) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self.num_samples = len(range(rank, len(dataset), num_replicas))
+        self.total_size = len(dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, self.total_size, self.num_replicas))
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+def broadcast_tensors(tensors: Iterable[Tensor], source: int = 0) -> None:
+    """Overwrites the tensors on every rank with rank `source`'s, in place. Does nothing on one process."""
+    if not is_distributed():
+        return
+    with torch.no_grad():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=source)
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Makes every buffer (running statistics, maps) rank 0's: once per evaluation, never per step."""
+    broadcast_tensors(buffer for buffer in module.buffers())
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, dtypes, shapes and exact values, the same for bitwise equal state only."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def same_on_all_ranks(tensors: Mapping[str, Tensor]) -> bool:
+    """True when every rank holds bitwise the same tensors; a collective, so call it on all ranks."""
+    if not is_distributed():
+        return True
+    sums: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(sums, checksum(tensors))
+    return len(set(sums)) == 1

@@ -1,0 +1,121 @@
+"""The `framework` command: verbs of our own by one function each, everything else by LightningCLI."""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from framework.errors import ConfigError, FrameworkError
+
+#: verb -> (function `run(args) -> int`, one line for --help); imported only when called
+VERBS = {
+    "list": ("framework.listing:run", "methods, data, callbacks and configurations, a line each"),
+    "doctor": ("framework.doctor:run", "versions, devices, and whether this installation is healthy"),
+}
+TRAINER_VERBS = {
+    "fit": "train a method",
+    "validate": "evaluate on the validation split",
+    "test": "evaluate on the test split",
+    "predict": "write predictions",
+}
+OUR_PACKAGES = ("models", "datamodules", "callbacks")
+
+
+def main(args: Sequence[str] | None = None) -> Any:
+    """Runs one command.
+
+    Args:
+        args: the words after `framework`; None takes them from `sys.argv`.
+
+    Returns:
+        the LightningCLI of a Trainer verb (with `.trainer`, `.model`, `.datamodule`), or a verb's exit status.
+
+    Raises:
+        FrameworkError: what a user can mend; `console` shows it as a message.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    words, modules = _take_imports(words)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    verb = words[0]
+    if verb in VERBS:
+        module, function = VERBS[verb][0].split(":")
+        return getattr(importlib.import_module(module), function)(words[1:])
+    if verb not in TRAINER_VERBS:
+        near = difflib.get_close_matches(verb, [*VERBS, *TRAINER_VERBS], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*TRAINER_VERBS, *VERBS])}."
+        raise ConfigError(f"framework {verb}: no such command; {hint}")
+    check_packages()
+    # A user's modules lie in the working directory; at the end of the path they cannot shadow ours.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    from framework.cli import run_trainer_verb
+
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(
+                f"--import {module}: {error}; it is looked for on sys.path and in {Path.cwd()}"
+            ) from error
+    return run_trainer_verb(words)
+
+
+def console() -> None:
+    """Entry point of the console script: errors as one message, exit status 2."""
+    try:
+        status = main()
+    except FrameworkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def foreign_packages() -> dict[str, str]:
+    """Those of our four import packages that Python finds somewhere else, with the path it finds."""
+    home = Path(__file__).resolve().parent.parent
+    foreign = {}
+    for name in OUR_PACKAGES:
+        spec = importlib.util.find_spec(name)
+        found = Path(spec.origin).resolve() if spec is not None and spec.origin else None
+        if found is None or found.parent.parent != home:
+            foreign[name] = str(found.parent) if found else "nowhere"
+    return foreign
+
+
+def check_packages() -> None:
+    """Raises ConfigError when another `models`, `datamodules` or `callbacks` hides ours."""
+    if foreign := foreign_packages():
+        where = ", ".join(f"{name} at {path}" for name, path in foreign.items())
+        raise ConfigError(
+            f"these packages are not ours: {where}. A folder of the same name hides them; start from another "
+            "directory, or take that folder off PYTHONPATH"
+        )
+
+
+def _take_imports(words: list[str]) -> tuple[list[str], list[str]]:
+    rest, modules = [], []
+    stream = iter(words)
+    for word in stream:
+        if word == "--import":
+            modules.append(next(stream, ""))
+        elif word.startswith("--import="):
+            modules.append(word.split("=", 1)[1])
+        else:
+            rest.append(word)
+    return rest, modules
+
+
+def _usage() -> str:
+    verbs = [*TRAINER_VERBS.items(), *((name, text) for name, (_, text) in VERBS.items())]
+    lines = "\n".join(f"  {name:<10} {text}" for name, text in verbs)
+    return (
+        "usage: framework VERB [-c CONFIG ...] [--key value ...] [--import MODULE]\n\n"
+        f"{lines}\n\n"
+        "A config is a path or a name such as korigins/quickstart; `framework VERB --help` shows every key.\n"
+        "Start with: framework fit -c korigins/quickstart"
+    )
