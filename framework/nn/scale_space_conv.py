@@ -1,0 +1,201 @@
+"""A depthwise convolution whose kernels are scale-space operators: five numbers per channel in place of k x k."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from framework.errors import ConfigError
+from framework.nn.filter_banks import dictionary, dictionary_parameters, match_filters
+from framework.nn.key_filters import COUNT, key_filter
+from framework.nn.scale_space import check_odd, remove_mean
+
+_MIN_SIGMA = 1e-3
+
+
+class ScaleSpaceDepthwiseConv2d(nn.Module):
+    """Depthwise convolution with kernel a * operator(sigma_x, sigma_y) + b in every channel.
+
+    The operator's array has its mean removed and unit l2 norm, so that a and b are scale and mean of the kernel. It is
+    a key filter in the published conventions (`key_filter`; filter 7 with alpha 0.5256 and the scale sigma_x),
+    computed in a window of at least 7x7 and cut to its centre. Sigmas are softplus(raw) + 0.001, as in the published
+    learned-scale variant, computed in float32 or better under autocast.
+
+    Args:
+        channels: C, input and output channels.
+        kernel_size: odd side.
+        operators: (C,) indices 1 to 8 of the key filters; None: in turn.
+        sigma: initial sigma_x and sigma_y: a number, (C,) or (C, 2); the published start is 1.5.
+        scale: initial a, a number or (C,).
+        offset: initial b, a number or (C,).
+        stride: of the convolution.
+        padding: in pixels; None keeps the size (at stride 1).
+        dilation: of the convolution.
+        bias: add a bias per channel.
+        trainable: False freezes sigmas, a and b (not the bias).
+
+    Attributes:
+        operator: (C,) int64 buffer, 1 to 8.
+        raw_sigma: (C, 2) parameter, softplus^-1(sigma - 0.001).
+        scale, offset: (C,) parameters, a and b.
+
+    Raises:
+        ConfigError: an even kernel, operators outside 1..8, or shapes that do not belong together.
+    """
+
+    operator: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 7,
+        operators: Tensor | list[int] | None = None,
+        sigma: float | Tensor = 1.5,
+        scale: float | Tensor = 1.0,
+        offset: float | Tensor = 0.0,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | None = None,
+        dilation: int | tuple[int, int] = 1,
+        bias: bool = True,
+        trainable: bool = True,
+    ) -> None:
+        super().__init__()
+        check_odd(kernel_size, "kernel_size")
+        if channels < 1:
+            raise ConfigError(f"channels: expected at least 1, got {channels}")
+        index = torch.arange(channels) % COUNT + 1 if operators is None else torch.as_tensor(operators)
+        if index.shape != (channels,) or index.min() < 1 or index.max() > COUNT:
+            raise ConfigError(f"operators: expected {channels} indices from 1 to 8, got {index.tolist()}")
+        self.channels, self.kernel_size, self.stride, self.dilation = channels, kernel_size, stride, dilation
+        pair = dilation if isinstance(dilation, tuple) else (dilation, dilation)
+        self.padding = tuple(d * (kernel_size // 2) for d in pair) if padding is None else padding
+        self.register_buffer("operator", index.to(torch.int64))
+        sigmas = torch.as_tensor(sigma, dtype=torch.get_default_dtype())
+        sigmas = sigmas[:, None] if sigmas.ndim == 1 else sigmas
+        if sigmas.ndim not in (0, 2) or not torch.isfinite(sigmas).all() or sigmas.min() < 0:
+            raise ConfigError(f"sigma: expected scales of at least 0, a number, (C,) or (C, 2), got {sigma}")
+        self.raw_sigma = nn.Parameter(_inverse_softplus(sigmas).expand(channels, 2).clone(), trainable)
+        self.scale = nn.Parameter(torch.as_tensor(scale).float().expand(channels).clone(), trainable)
+        self.offset = nn.Parameter(torch.as_tensor(offset).float().expand(channels).clone(), trainable)
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+        # channels by operator: every operator's kernels are computed together
+        self._groups = [(i, torch.nonzero(index == i).flatten().tolist()) for i in range(1, COUNT + 1)]
+
+    @property
+    def sigma(self) -> Tensor:
+        """(C, 2) sigma_x and sigma_y in pixels."""
+        return F.softplus(self.raw_sigma) + _MIN_SIGMA
+
+    def kernel(self) -> Tensor:
+        """(C, 1, k, k), what the convolution cross-correlates with; differentiable in sigma, a and b."""
+        with torch.autocast(self.raw_sigma.device.type, enabled=False):
+            sigma = F.softplus(self.raw_sigma.float() if self.raw_sigma.dtype.itemsize < 4 else self.raw_sigma)
+            sigma = sigma + _MIN_SIGMA
+            window = max(self.kernel_size, 7)
+            cut = (window - self.kernel_size) // 2
+            shapes, order = [], []
+            for index, members in self._groups:
+                if members:
+                    first, second = sigma[members, 0], None if index == 7 else sigma[members, 1]
+                    full = key_filter(index, first, second, size=window, points=16 * window)
+                    shapes.append(remove_mean(full[:, cut : window - cut, cut : window - cut]))
+                    order += members
+            inverse = torch.tensor(order, device=sigma.device).argsort()
+            shape = torch.cat(shapes)[inverse]
+            kernel = self.scale[:, None, None] * shape + self.offset[:, None, None]
+        return kernel.unsqueeze(1).to(self.scale.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H', W'), dtype as a convolution's."""
+        return F.conv2d(
+            x, self.kernel().to(x.dtype), _as(self.bias, x), self.stride, self.padding, self.dilation, self.channels
+        )
+
+    def to_conv(self) -> nn.Conv2d:
+        """A plain depthwise convolution with the present kernels, for export: the same output, k x k weights."""
+        conv = nn.Conv2d(
+            self.channels,
+            self.channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            groups=self.channels,
+            bias=self.bias is not None,
+        ).to(self.raw_sigma)
+        with torch.no_grad():
+            conv.weight.copy_(self.kernel())
+            if conv.bias is not None and self.bias is not None:
+                conv.bias.copy_(self.bias)
+        return conv
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, trainable: bool = True) -> "ScaleSpaceDepthwiseConv2d":
+        """The nearest operators, scales, a and b of a plain depthwise convolution's kernels.
+
+        Every kernel takes the entry of the template dictionary that explains most of its energy; filter 7 keeps the
+        published alpha, and b is the kernel's mean.
+
+        Raises:
+            ConfigError: a convolution that is not depthwise, with an even or oblong kernel, or with padding that is not
+                zeros.
+        """
+        size = conv.kernel_size[0]
+        if type(conv) is not nn.Conv2d:
+            raise ConfigError(
+                f"conv: expected a plain torch.nn.Conv2d, got {type(conv).__name__}, which may pad by itself"
+            )
+        if conv.groups != conv.in_channels or conv.out_channels != conv.in_channels:
+            raise ConfigError(
+                f"conv: expected a depthwise convolution with one filter per channel, got {conv.in_channels} -> "
+                f"{conv.out_channels} channels in {conv.groups} groups"
+            )
+        if conv.kernel_size[1] != size or size % 2 == 0:
+            raise ConfigError(f"conv: expected a square kernel with an odd side, got {conv.kernel_size}")
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise ConfigError(f"conv: expected zero padding in pixels, got {conv.padding!r}, {conv.padding_mode!r}")
+        entries, sigmas = scale_entries(size)
+        match = match_filters(conv.weight.detach().flatten(0, 1), entries.flatten(0, 1))
+        operators = match.index // entries.shape[1] + 1
+        layer = cls(
+            conv.in_channels,
+            size,
+            operators,
+            sigmas.flatten(0, 1)[match.index],
+            match.scale,
+            match.offset,
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.bias is not None,
+            trainable,
+        )
+        if conv.bias is not None and layer.bias is not None:
+            with torch.no_grad():
+                layer.bias.copy_(conv.bias)
+        return layer.to(conv.weight)
+
+    def extra_repr(self) -> str:
+        """Size and geometry."""
+        return f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+def scale_entries(size: int) -> tuple[Tensor, Tensor]:
+    """The dictionary without alpha: templates (8, n, size, size) float64 and their scales (8, n, 2), at least 0.001."""
+    entries = dictionary(size)
+    scales = torch.stack([torch.stack(dictionary_parameters(i, size), -1) for i in range(1, COUNT + 1)])
+    # filter 7 has one scale and here the published alpha
+    scales[6, :, 1] = scales[6, :, 0]
+    window = max(size, 7)
+    cut = (window - size) // 2
+    full = key_filter(7, scales[6, :, 0], size=window)
+    entries[6] = remove_mean(full[:, cut : window - cut, cut : window - cut])
+    return entries, scales.clamp_min(_MIN_SIGMA)
+
+
+def _inverse_softplus(sigma: Tensor) -> Tensor:
+    excess = (sigma.double() - _MIN_SIGMA).clamp_min(1e-6)
+    return (excess + torch.log(-torch.expm1(-excess))).to(sigma)
+
+
+def _as(bias: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(x.dtype)
