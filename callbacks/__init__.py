@@ -1,8 +1,9 @@
 """Callbacks; each asks a module for layers or for a small protocol, never for a concrete class."""
 
 from callbacks.figure_writer import FigureWriter
+from callbacks.filter_replacement import FilterReplacement
 from callbacks.interrupt_checkpoint import InterruptCheckpoint
 from callbacks.origin_paths import OriginPaths
 from callbacks.prediction_writer import PredictionWriter
 
-__all__ = ["FigureWriter", "InterruptCheckpoint", "OriginPaths", "PredictionWriter"]
+__all__ = ["FigureWriter", "FilterReplacement", "InterruptCheckpoint", "OriginPaths", "PredictionWriter"]

@@ -291,6 +291,7 @@ class ImageNetDataModule(ImageFolderDataModule):
         image_size: side of the result; None: the published one, else 224.
         resize: shorter side before the centre crop; None: the published one, else image_size / 0.875.
         interpolation: None: the published one, else `bicubic`.
+        eval_crop: None: the published one, else `center`.
         mean: None: the published one, else ImageNet's.
         std: None: the published one, else ImageNet's.
         partial: accept a folder with only some of the 1000 classes; labels keep their ImageNet numbers.
@@ -308,6 +309,7 @@ class ImageNetDataModule(ImageFolderDataModule):
         image_size: int | None = None,
         resize: int | None = None,
         interpolation: Interpolation | None = None,
+        eval_crop: Literal["center", "squash"] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         partial: bool = False,
@@ -322,7 +324,8 @@ class ImageNetDataModule(ImageFolderDataModule):
             interpolation=interpolation or known.get("interpolation", "bicubic"),
             mean=mean or known.get("mean", IMAGENET_MEAN),
             std=std or known.get("std", IMAGENET_STD),
-            **{**{k: known[k] for k in ("eval_crop",) if k in known}, **kwargs},
+            eval_crop=eval_crop or known.get("eval_crop", "center"),
+            **kwargs,
         )
         self.partial = partial
 

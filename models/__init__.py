@@ -1,5 +1,6 @@
 """The methods: one LightningModule each."""
 
 from models.korigins import KOriginsSegmentation
+from models.master_key import MasterKeyClassifier
 
-__all__ = ["KOriginsSegmentation"]
+__all__ = ["KOriginsSegmentation", "MasterKeyClassifier"]

@@ -1,7 +1,23 @@
 """Pure functions from data to matplotlib figures; nothing here touches pyplot's global state."""
 
 from framework.figures.curves import training_curves
+from framework.figures.filters import (
+    explained_energy,
+    filter_panel,
+    operator_histograms,
+    replacement_figure,
+    sigma_distributions,
+)
 from framework.figures.origins import origin_paths
 from framework.figures.segmentation import segmentation_panel
 
-__all__ = ["origin_paths", "segmentation_panel", "training_curves"]
+__all__ = [
+    "explained_energy",
+    "filter_panel",
+    "operator_histograms",
+    "origin_paths",
+    "replacement_figure",
+    "segmentation_panel",
+    "sigma_distributions",
+    "training_curves",
+]
