@@ -42,7 +42,7 @@ def test_a_fit_leaves_exactly_these_files(fitted: tuple[Path, Path]) -> None:
 
 
 def test_the_saved_config_repeats_the_run(fitted: tuple[Path, Path], run) -> None:
-    folder, checkpoint = fitted
+    _folder, checkpoint = fitted
     config = checkpoint.parents[1] / "config.yaml"
     again = run("fit", "-c", str(config))
     old = torch.load(checkpoint.with_name("last.ckpt"), weights_only=True)["state_dict"]
@@ -154,12 +154,16 @@ def test_run_folders_are_numbered_and_hold_their_config(run, tiny) -> None:
 
 def test_a_user_class_by_module_path_and_bare_after_import(run, tiny, tmp_path) -> None:
     (tmp_path / "my_module.py").write_text(
-        "from models import KOriginsSegmentation\n\n"
-        "class MyOwnSegmenter(KOriginsSegmentation):\n    '''Mine.'''\n"
+        "from models import KOriginsSegmentation\n\nclass MyOwnSegmenter(KOriginsSegmentation):\n    '''Mine.'''\n"
     )
     words = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
     words += [w for w in tiny if w not in ("-c", "korigins/quickstart")]
-    data = ["--data=SquaresDataModule", "--data.preset=rfl_failure", "--model.num_classes=3", "--trainer.accelerator=cpu"]
+    data = [
+        "--data=SquaresDataModule",
+        "--data.preset=rfl_failure",
+        "--model.num_classes=3",
+        "--trainer.accelerator=cpu",
+    ]
     cli = run("fit", "--model=my_module.MyOwnSegmenter", *data, *words)
     assert type(cli.model).__name__ == "MyOwnSegmenter"
     cli = run("fit", "--import", "my_module", "--model=MyOwnSegmenter", *data, *words)

@@ -75,7 +75,8 @@ def test_an_unknown_name_lists_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "name"), [("korigins/quickstart", "korigins/quickstart"), ("./mine.yaml", "mine"), ("/a/b/c.yaml", "b/c")]
+    ("config", "name"),
+    [("korigins/quickstart", "korigins/quickstart"), ("./mine.yaml", "mine"), ("/a/b/c.yaml", "b/c")],
 )
 def test_run_folders_are_named_after_the_config(config, name) -> None:
     assert run_name(config) == name

@@ -1,4 +1,4 @@
-"""What every method inherits: exact resume, plain hyper-parameters, unpadded evaluation, one figure on any rank count."""
+"""What every method inherits: exact resume, plain hyper-parameters, the same figures on any number of ranks."""
 
 import functools
 import pickle
@@ -52,7 +52,7 @@ class Line(BaseMethod):
 
 
 def quiet(tmp_path: Path, **kwargs) -> Trainer:
-    defaults = dict(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    defaults = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     return Trainer(**{**defaults, "default_root_dir": tmp_path, **kwargs})
 
 
@@ -71,7 +71,14 @@ def test_resuming_at_an_epoch_end_equals_the_uninterrupted_run(run, tiny, extra)
     words = [*tiny, *extra, "--trainer.log_every_n_steps=1"]
     whole = run("fit", *words, "--trainer.max_epochs=4", "--name=whole")
     half = run("fit", *words, "--trainer.max_epochs=2", "--name=half")
-    rest = run("fit", *words, "--trainer.max_epochs=4", "--name=rest", "--ckpt_path", f"{half.trainer.log_dir}/checkpoints/last.ckpt")
+    rest = run(
+        "fit",
+        *words,
+        "--trainer.max_epochs=4",
+        "--name=rest",
+        "--ckpt_path",
+        f"{half.trainer.log_dir}/checkpoints/last.ckpt",
+    )
     a, b = last_weights(Path(whole.trainer.log_dir)), last_weights(Path(rest.trainer.log_dir))
     assert checksum(a) == checksum(b)
     assert whole.trainer.optimizers[0].param_groups[0]["lr"] == rest.trainer.optimizers[0].param_groups[0]["lr"]
@@ -84,7 +91,8 @@ def test_resuming_at_an_epoch_end_equals_the_uninterrupted_run(run, tiny, extra)
 
 def test_resuming_in_the_middle_of_an_epoch_starts_it_again_and_says_so(run, tiny, caplog) -> None:
     words = [*tiny, "--trainer.max_epochs=2"]
-    middle = ["--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=3",
+    middle = ["--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+              "--trainer.callbacks.every_n_train_steps=3",
               "--trainer.callbacks.save_top_k=-1", "--trainer.callbacks.filename={step}"]  # fmt: skip
     run("fit", *words, *middle, "--name=first")
     checkpoints = sorted(Path("runs/first/version_0/checkpoints").glob("step=*.ckpt"))
@@ -117,7 +125,9 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(run, tiny, tmp_path, capsys) ->
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(run, tiny) -> None:
     words = [*tiny, "--trainer.max_epochs=3", "--model.optimizer.lr=1e30"]
-    with pytest.raises(DivergenceError, match=r"the loss is \w+ at step [12] \(epoch 0\); no checkpoint had been written"):
+    with pytest.raises(
+        DivergenceError, match=r"the loss is \w+ at step [12] \(epoch 0\); no checkpoint had been written"
+    ):
         run("fit", *words)
 
 
@@ -150,7 +160,10 @@ def test_a_model_built_with_partials_saves_loads_and_resumes(tmp_path) -> None:
     trainer.fit(build(), PointsData(batch_size=4))
     path = trainer.checkpoint_callback.best_model_path
     stored = torch.load(path, weights_only=True)["hyper_parameters"]
-    assert stored["optimizer"] == {"class_path": "torch.optim.adamw.AdamW", "init_args": {"lr": 0.02, "betas": [0.8, 0.9]}}
+    assert stored["optimizer"] == {
+        "class_path": "torch.optim.adamw.AdamW",
+        "init_args": {"lr": 0.02, "betas": [0.8, 0.9]},
+    }
     loaded = Line.load_from_checkpoint(path, weights_only=True)
     optimizer = loaded.configure_optimizers()["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW)
@@ -162,7 +175,9 @@ def test_a_model_built_with_partials_saves_loads_and_resumes(tmp_path) -> None:
 
 def test_a_command_line_checkpoint_loads_in_python_with_weights_only(run, tiny) -> None:
     cli = run("fit", *tiny, "--trainer.max_epochs=1", "--model.optimizer.lr=0.5")
-    loaded = KOriginsSegmentation.load_from_checkpoint(cli.trainer.checkpoint_callback.best_model_path, weights_only=True)
+    loaded = KOriginsSegmentation.load_from_checkpoint(
+        cli.trainer.checkpoint_callback.best_model_path, weights_only=True
+    )
     groups = loaded.configure_optimizers().param_groups
     assert [g["lr"] for g in groups] == [0.5, 100.0]
     assert checksum(loaded.state_dict()) == checksum(cli.model.state_dict())
@@ -251,7 +266,15 @@ def test_fit_on_two_processes_with_uneven_validation_and_buffers(run, tiny) -> N
     cli = run("fit", *tiny, "--trainer.max_epochs=2", "--data.val_fraction=0.21", "--data.eval_batch_size=1",
               "--model.batch_norm=true", "--trainer.strategy=ddp_fork", "--trainer.devices=2")  # fmt: skip
     path = f"{cli.trainer.log_dir}/checkpoints/last.ckpt"
-    again = run("validate", *tiny, "--data.val_fraction=0.21", "--data.eval_batch_size=1", "--model.batch_norm=true", "--ckpt_path", path)
+    again = run(
+        "validate",
+        *tiny,
+        "--data.val_fraction=0.21",
+        "--data.eval_batch_size=1",
+        "--model.batch_norm=true",
+        "--ckpt_path",
+        path,
+    )
     assert float(again.trainer.callback_metrics["val/iou"]) == float(cli.trainer.callback_metrics["val/iou"])
 
 
@@ -265,7 +288,9 @@ def test_the_real_command_gives_the_same_figures_on_two_processes(tmp_path, tiny
     for extra in ([], ["--trainer.strategy=ddp", "--trainer.devices=2"]):
         command = [sys.executable, "-m", "framework", "test", *tiny, *extra]
         environment = {**__import__("os").environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=True)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=True
+        )
         figures.append(re.search(r"test/iou\s*\D*([\d.]+)", done.stdout).group(1))
     assert figures[0] == figures[1]
 

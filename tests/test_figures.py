@@ -53,7 +53,10 @@ def test_origin_paths_end_where_the_origins_are() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: segmentation_panel(np.zeros((1, 1, 4, 4)), np.zeros((1, 4, 4)), np.zeros((1, 4, 5)), 2), "segmentation_panel"),
+        (
+            lambda: segmentation_panel(np.zeros((1, 1, 4, 4)), np.zeros((1, 4, 4)), np.zeros((1, 4, 5)), 2),
+            "segmentation_panel",
+        ),
         (lambda: training_curves(pd.DataFrame({"epoch": [0]})), "no 'split/name' column"),
         (lambda: origin_paths(np.zeros((2, 2)), np.zeros(3), np.zeros((1, 4)), np.zeros(5)), "origin_paths"),
     ],

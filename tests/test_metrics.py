@@ -34,7 +34,9 @@ def test_both_are_the_written_out_formula(seed, classes, batches) -> None:
     expected = mean_foreground(preds, target, classes)
     each = np.array([mean_foreground(p, t, classes) for p, t in zip(preds, target, strict=True)])
     np.testing.assert_allclose(float(dataset.compute()), expected, rtol=1e-6)
-    np.testing.assert_allclose(float(per_batch.compute()), np.nanmean(each) if not np.isnan(each).all() else np.nan, rtol=1e-6)
+    np.testing.assert_allclose(
+        float(per_batch.compute()), np.nanmean(each) if not np.isnan(each).all() else np.nan, rtol=1e-6
+    )
 
 
 def test_over_a_dataset_it_is_torchmetrics_jaccard_of_the_foreground() -> None:

@@ -32,7 +32,8 @@ def set_up(data: SquaresDataModule, **kwargs) -> KOriginsSegmentation:
 
 def squares(**kwargs) -> SquaresDataModule:
     return SquaresDataModule(
-        "mixed", **{"images": 20, "side": 64, "mean": [20000, 26000], "std": [500, 800], "shapes_per_class": [6], **kwargs}
+        "mixed",
+        **{"images": 20, "side": 64, "mean": [20000, 26000], "std": [500, 800], "shapes_per_class": [6], **kwargs},
     )
 
 
