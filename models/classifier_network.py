@@ -119,7 +119,8 @@ def convert_keys(
     library, _, name = key_mapping.partition("/")
     if library != "torchvision":
         raise ConfigError(
-            f"model.key_mapping: expected names, timm, torchvision/NAME or a mapping of regular expressions, got {key_mapping!r}"
+            f"model.key_mapping: expected names, timm, torchvision/NAME or a mapping of regular expressions, "
+            f"got {key_mapping!r}"
         )
     import torchvision
 
@@ -134,8 +135,8 @@ def convert_keys(
     other = [f"{a} / {b}" for (a, x), (b, y) in pairs if x.shape[1:] != y.shape[1:]]
     if len(ours) != len(theirs) or other:
         raise ConfigError(
-            f"model.key_mapping: {key_mapping} has {len(theirs)} tensors and the network {len(ours)}, and {len(other)} shapes "
-            f"differ{': ' + other[0] if other else ''}; it is another architecture"
+            f"model.key_mapping: {key_mapping} has {len(theirs)} tensors and the network {len(ours)}, and {len(other)} "
+            f"shapes differ{': ' + other[0] if other else ''}; it is another architecture"
         )
     names = {b: a for a, b in zip(ours, theirs, strict=True)}
     return {names.get(key, key): value for key, value in state.items()}

@@ -173,7 +173,7 @@ def make_bank(
             "8Filters.txt or an .npz with the array 'learned'"
         )
     if name == "sigma-layer":
-        return {layer: refit_bank(f) for layer, f in weights.items()}
+        return {layer: refit_bank(_equal_filters([f])) for layer, f in weights.items()}
     by_size: dict[int, list[Tensor]] = {}
     for filters in weights.values():
         by_size.setdefault(filters.shape[-1], []).append(filters)
@@ -182,9 +182,9 @@ def make_bank(
         if name.startswith("random"):
             banks[size] = random_bank(size, seed + int(name.partition("-")[2] or 0))
         elif name == "k-lines":
-            banks[size] = key_lines(_equal_layers(parts), seed=seed)
+            banks[size] = key_lines(_equal_filters(parts), seed=seed)
         elif name == "sigma-network":
-            banks[size] = refit_bank(_equal_layers(parts))
+            banks[size] = refit_bank(_equal_filters(parts))
         elif name == "sigma-filter":
             banks[size] = dictionary(size).flatten(0, 1)
         else:
@@ -391,12 +391,6 @@ def _refine(index: int, start: Tensor, covariance: Tensor, size: int) -> Tensor:
     return centre
 
 
-def _equal_layers(parts: Sequence[Tensor]) -> Tensor:
-    """All layers' filters, each layer scaled to the same energy, so that none drowns the others."""
-    scaled = []
-    for filters in parts:
-        f = filters.detach().cpu().double()
-        centred = f - f.mean((1, 2), keepdim=True)
-        energy = centred.square().sum()
-        scaled.append(centred / energy.sqrt() if energy > 0 else centred)
-    return torch.cat(scaled)
+def _equal_filters(parts: Sequence[Tensor]) -> Tensor:
+    """All layers' filters with mean 0 and unit norm: what counts is each filter's own explained share."""
+    return torch.cat([remove_mean(filters.detach().cpu().double()) for filters in parts])
