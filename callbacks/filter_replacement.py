@@ -122,7 +122,7 @@ class FilterReplacement(Callback):
 
     # ------------------------------------------------------------------ before the first batch
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Builds all banks, and recalibrates; on rank 0, and broadcast."""
         if not self._active:
             return
@@ -143,7 +143,7 @@ class FilterReplacement(Callback):
         if not same_on_all_ranks(values):
             raise DivergenceError("FilterReplacement: the ranks hold different banks, which broadcasting rules out")
 
-    on_validation_start = on_test_start
+    on_validation_epoch_start = on_test_epoch_start
 
     def _add_bank(
         self,

@@ -1,6 +1,7 @@
 """Data modules; they know nothing of the models."""
 
+from datamodules.generated_images import GeneratedImagesDataModule
 from datamodules.imagenet import ImageFolderDataModule, ImageNetDataModule
 from datamodules.squares import SquaresDataModule
 
-__all__ = ["ImageFolderDataModule", "ImageNetDataModule", "SquaresDataModule"]
+__all__ = ["GeneratedImagesDataModule", "ImageFolderDataModule", "ImageNetDataModule", "SquaresDataModule"]

@@ -12,6 +12,7 @@ from framework.errors import ConfigError, FrameworkError
 
 #: verb -> (function `run(args) -> int`, one line for --help); imported only when called
 VERBS = {
+    "filters": ("framework.filters:run", "fit, match, extract and show depthwise filters as scale-space operators"),
     "list": ("framework.listing:run", "methods, data, callbacks and configurations, a line each"),
     "doctor": ("framework.doctor:run", "versions, devices, and whether this installation is healthy"),
 }

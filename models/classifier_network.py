@@ -17,30 +17,20 @@ def build_network(
     model: str,
     num_classes: int = 1000,
     pretrained: bool = False,
-    checkpoint: str | None = None,
-    key_mapping: str | Mapping[str, str] = "names",
-    load_head: bool = True,
     model_args: Mapping[str, Any] | None = None,
     identity_modules: Sequence[str] = (),
 ) -> nn.Module:
-    """A timm network with weights and the changes that it was trained with.
+    """A timm network with the changes that it was trained with.
 
     Args:
         model: timm name, e.g. `convnextv2_tiny.fcmae_ft_in1k`.
         num_classes: outputs of the head.
         pretrained: download timm's weights.
-        checkpoint: a local file of weights (safetensors, or a torch file, also one that keeps them under `model`,
-            `model_ema` or `state_dict`).
-        key_mapping: how its names become ours. `names`: they are ours; `timm`: timm's own conversion of the authors'
-            checkpoints of this family; `torchvision/NAME`: they are those of that torchvision model, which lists the
-            same shapes in the same order; or a mapping from regular expressions to replacements, applied in order.
-        load_head: False leaves the classifier as it is initialised, for other classes.
         model_args: further arguments of timm's `create_model`, e.g. `{pad_type: same}`.
         identity_modules: names of modules to replace by the identity.
 
     Raises:
         ConfigError: an unknown model, argument or module.
-        CheckpointError: a checkpoint that is missing or broken, or whose names or shapes do not match.
     """
     import timm
 
@@ -49,8 +39,6 @@ def build_network(
         raise ConfigError(
             f"model.model: timm has no {model!r}; nearest: {', '.join(nearest(name, timm.list_models()))}"
         )
-    if pretrained and checkpoint is not None:
-        raise ConfigError("model.pretrained and model.checkpoint: give one of the two")
     try:
         network = timm.create_model(model, pretrained=pretrained, num_classes=num_classes, **dict(model_args or {}))
     except (TypeError, RuntimeError) as error:
@@ -59,10 +47,27 @@ def build_network(
         ) from error
     for path in identity_modules:
         _set_identity(network, path)
-    if checkpoint is not None:
-        state = convert_keys(read_state_dict(checkpoint), network, key_mapping)
-        load_weights(network, state, checkpoint, load_head)
     return network
+
+
+def load_file_into(
+    network: nn.Module, path: str, key_mapping: str | Mapping[str, str] = "names", load_head: bool = True
+) -> None:
+    """Loads a file of weights.
+
+    Args:
+        network: from `build_network`.
+        path: safetensors, or a torch file, also one that keeps the weights under `model`, `model_ema` or `state_dict`.
+        key_mapping: how its names become ours. `names`: they are ours; `timm`: timm's own conversion of the authors'
+            checkpoints of this family; `torchvision/NAME`: they are those of that torchvision model, which lists the
+            same shapes in the same order; or a mapping from regular expressions to replacements, applied in order.
+        load_head: False leaves the classifier as it is initialised, for other classes.
+
+    Raises:
+        ConfigError: a mapping that does not fit the network.
+        CheckpointError: a file that is missing or broken, or whose names or shapes do not match.
+    """
+    load_weights(network, convert_keys(read_state_dict(path), network, key_mapping), path, load_head)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Master key filters: classifiers whose depthwise filters come from a bank of eight (arXiv 2509.11711, 2509.12746)."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from framework.nn import (
     make_bank,
     match_filters,
 )
-from models.classifier_network import build_network
+from models.classifier_network import build_network, load_file_into
 
 ADAMW = cast(OptimizerCallable, {"class_path": "torch.optim.AdamW", "init_args": {"lr": 8e-4, "weight_decay": 0.05}})
 
@@ -39,7 +40,7 @@ class MasterKeyClassifier(BaseMethod):
         model: timm name, e.g. `convnextv2_tiny`.
         num_classes: classes.
         pretrained: download timm's weights.
-        checkpoint: a local file of weights, see `build_network`.
+        checkpoint: a local file of weights, read at the start of a run; see `load_file_into`.
         key_mapping: how its names become timm's: `names`, `timm`, `torchvision/NAME` or a mapping of
             regular expressions.
         load_head: False starts with a new classifier.
@@ -94,6 +95,8 @@ class MasterKeyClassifier(BaseMethod):
         lr_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__(optimizer, lr_scheduler, lr_interval)
+        if pretrained and checkpoint is not None:
+            raise ConfigError("model.pretrained and model.checkpoint: give one of the two")
         if num_classes < 2:
             raise ConfigError(f"model.num_classes: expected at least 2, got {num_classes}")
         if min(mixup, cutmix) < 0 or not 0 <= label_smoothing < 1 or not 0 < layer_decay <= 1:
@@ -106,20 +109,20 @@ class MasterKeyClassifier(BaseMethod):
         self.num_classes = num_classes
         self.freeze_filters = freeze_filters
         self.label_smoothing, self.mixup, self.cutmix, self.layer_decay = label_smoothing, mixup, cutmix, layer_decay
-        options: dict[str, Any] = {"model_args": model_args, "identity_modules": identity_modules or []}
-        self.network = build_network(model, num_classes, pretrained, checkpoint, key_mapping, load_head, **options)
-        source = self.network
-        if match_checkpoint is not None:
-            # its classes do not matter, so its classifier is left alone
-            source = build_network(model, num_classes, False, match_checkpoint, key_mapping, False, **options)
-        if filters == "learned-scale":
-            replace_by_scale_space(self.network, source, start_sigma)
-        elif filters != "original":
-            learned = None if filters_file is None else load_filters(filters_file)
-            write_bank(self.network, source, filters, learned, bank_seed)
+        self.filters, self.filters_file, self.bank_seed = filters, filters_file, bank_seed
+        self.start_sigma, self.match_checkpoint = start_sigma, match_checkpoint
+        self.checkpoint, self.key_mapping, self.load_head = checkpoint, key_mapping, load_head
+        self._options: dict[str, Any] = {"model_args": model_args, "identity_modules": identity_modules or []}
+        self._build = partial(build_network, model, num_classes, **self._options)
+        self.network = self._build(pretrained=pretrained)
+        depthwise_convolutions(self.network)
+        self._scale_space = filters == "learned-scale"
+        if self._scale_space:
+            replace_by_scale_space(self.network, start_sigma)
         if freeze_filters:
             for parameter in filter_parameters(self.network):
                 parameter.requires_grad_(False)
+        self._initialised = False
         base = self.optimizer_factory
 
         def with_scaled_rates(groups: Any) -> torch.optim.Optimizer:
@@ -129,6 +132,37 @@ class MasterKeyClassifier(BaseMethod):
             return made
 
         self.optimizer_factory = with_scaled_rates
+
+    def initialise(self) -> "MasterKeyClassifier":
+        """Loads `checkpoint`, matches the filters and writes the bank, once; a run does it when it starts.
+
+        Raises:
+            CheckpointError: weights that are missing or do not match.
+            ConfigError: an unknown bank, or `learned` without `filters_file`.
+        """
+        if self._initialised:
+            return self
+        self._initialised = True
+        # with scale-space layers the network has no plain kernels to load or to match
+        plain = self._build() if self._scale_space else self.network
+        if self.checkpoint is not None:
+            load_file_into(plain, self.checkpoint, self.key_mapping, self.load_head)
+        source = plain
+        if self.match_checkpoint is not None:
+            source = self._build()
+            # its classes do not matter, so its classifier is left alone
+            load_file_into(source, self.match_checkpoint, self.key_mapping, load_head=False)
+        if self._scale_space:
+            if self.checkpoint is not None:
+                kernels = {f"{name}.weight" for name in depthwise_convolutions(plain)}
+                rest = {key: value for key, value in plain.state_dict().items() if key not in kernels}
+                self.network.load_state_dict(rest, strict=False)
+            if self.checkpoint is not None or self.match_checkpoint is not None:
+                match_scale_space(self.network, source, self.start_sigma)
+        elif self.filters != "original":
+            learned = None if self.filters_file is None else load_filters(self.filters_file)
+            write_bank(plain, source, self.filters, learned, self.bank_seed)
+        return self
 
     def setup(self, stage: str) -> None:
         """Checks the classes.
@@ -140,6 +174,17 @@ class MasterKeyClassifier(BaseMethod):
         names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
         if names and len(names) != self.num_classes:
             raise ConfigError(f"model.num_classes: the data has {len(names)} classes, got {self.num_classes}")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint of our own holds everything that `initialise` would load."""
+        super().on_load_checkpoint(checkpoint)
+        self._initialised = True
+
+    def on_fit_start(self) -> None:
+        """Loads weights and bank, unless a checkpoint of our own has been restored by now."""
+        self.initialise()
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) float32, normalised as the network was trained -> (B, num_classes) float32 logits."""
@@ -238,33 +283,27 @@ def write_bank(network: nn.Module, source: nn.Module, name: str, learned: Tensor
             targets[layer].weight.copy_(approximate(match, banks[layer]).unsqueeze(1))
 
 
-def replace_by_scale_space(network: nn.Module, source: nn.Module, start_sigma: float | None = None) -> None:
-    """Puts a ScaleSpaceDepthwiseConv2d with the operators matched on `source` for every depthwise convolution.
+def replace_by_scale_space(network: nn.Module, start_sigma: float | None = None) -> None:
+    """Puts a ScaleSpaceDepthwiseConv2d in the place of every depthwise convolution, matched to its present kernels.
 
     Raises:
         ConfigError: no depthwise convolution, or one that pads by itself.
     """
-    matched = depthwise_convolutions(source)
     for name, conv in depthwise_convolutions(network).items():
-        layer = ScaleSpaceDepthwiseConv2d.from_conv(matched[name])
+        layer = ScaleSpaceDepthwiseConv2d.from_conv(conv)
         if start_sigma is not None:
-            layer = ScaleSpaceDepthwiseConv2d(
-                layer.channels,
-                layer.kernel_size,
-                layer.operator,
-                start_sigma,
-                layer.scale.detach(),
-                layer.offset.detach(),
-                layer.stride,
-                layer.padding,
-                layer.dilation,
-                layer.bias is not None,
-            )
-        if conv.bias is not None and layer.bias is not None:
-            with torch.no_grad():
-                layer.bias.copy_(conv.bias)
+            layer.set_sigma(start_sigma)
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, layer)
+
+
+def match_scale_space(network: nn.Module, source: nn.Module, start_sigma: float | None = None) -> None:
+    """Gives a network's scale-space layers the operators nearest to another network's depthwise kernels."""
+    for name, conv in depthwise_convolutions(source).items():
+        layer = cast(ScaleSpaceDepthwiseConv2d, network.get_submodule(name))
+        layer.match(conv.weight)
+        if start_sigma is not None:
+            layer.set_sigma(start_sigma)
 
 
 def filter_parameters(network: nn.Module) -> list[nn.Parameter]:

@@ -150,7 +150,9 @@ def recalibrated(
         ratio, shift = _rescale(module, mean, std, *moments[module])
         return output * ratio.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
 
-    with swapped([*changes, *((t, t.detach().clone()) for t in touched)]), evaluating(network), ExitStack() as stack:
+    replaced = {id(target) for target, _ in changes}
+    saved = [(t, t.detach().clone()) for t in touched if id(t) not in replaced]
+    with swapped([*changes, *saved]), evaluating(network), ExitStack() as stack:
         for layer in reference.layers:
             if isinstance(layer, _BatchNorm):
                 stack.callback(layer.register_forward_pre_hook(correct_norm).remove)

@@ -64,7 +64,7 @@ def discrete_gaussian(sigma: float | Tensor, radius: int, points: int | None = N
         raise ConfigError(f"points: expected more than 2 radius = {2 * radius}, got {points}")
     with torch.autocast(s.device.type, enabled=False):
         k = torch.arange(points, device=s.device, dtype=s.dtype)
-        taps = torch.arange(-radius, radius + 1, device=s.device, dtype=s.dtype)
+        taps = torch.arange(-radius, radius + 1, device=s.device, dtype=s.dtype).abs()
         # sin^2 keeps the digits that cos - 1 loses near 0
         decay = -2 * torch.sin(k * (math.pi / points)) ** 2
         # reduced before the multiplication by 2 pi, where large products would lose digits

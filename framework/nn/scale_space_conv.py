@@ -77,13 +77,24 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
         self.scale = nn.Parameter(torch.as_tensor(scale).float().expand(channels).clone(), trainable)
         self.offset = nn.Parameter(torch.as_tensor(offset).float().expand(channels).clone(), trainable)
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
-        # channels by operator: every operator's kernels are computed together
-        self._groups = [(i, torch.nonzero(index == i).flatten().tolist()) for i in range(1, COUNT + 1)]
+        self._group_channels()
+        self.register_load_state_dict_post_hook(lambda layer, _: layer._group_channels())
+
+    def _group_channels(self) -> None:
+        # every operator's kernels are computed together, and then put into the order of the channels
+        members = [torch.nonzero(self.operator.cpu() == i).flatten().tolist() for i in range(1, COUNT + 1)]
+        self._groups = [(i, channels) for i, channels in enumerate(members, start=1) if channels]
+        self._order = torch.tensor([c for _, channels in self._groups for c in channels]).argsort().tolist()
 
     @property
     def sigma(self) -> Tensor:
         """(C, 2) sigma_x and sigma_y in pixels."""
         return F.softplus(self.raw_sigma) + _MIN_SIGMA
+
+    @torch.no_grad()
+    def set_sigma(self, sigma: float) -> None:
+        """Sets all scales to one value in pixels, in place."""
+        self.raw_sigma.copy_(_inverse_softplus(torch.full_like(self.raw_sigma, sigma)))
 
     def kernel(self) -> Tensor:
         """(C, 1, k, k), what the convolution cross-correlates with; differentiable in sigma, a and b."""
@@ -92,15 +103,12 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
             sigma = sigma + _MIN_SIGMA
             window = max(self.kernel_size, 7)
             cut = (window - self.kernel_size) // 2
-            shapes, order = [], []
+            shapes = []
             for index, members in self._groups:
-                if members:
-                    first, second = sigma[members, 0], None if index == 7 else sigma[members, 1]
-                    full = key_filter(index, first, second, size=window, points=16 * window)
-                    shapes.append(remove_mean(full[:, cut : window - cut, cut : window - cut]))
-                    order += members
-            inverse = torch.tensor(order, device=sigma.device).argsort()
-            shape = torch.cat(shapes)[inverse]
+                first, second = sigma[members, 0], None if index == 7 else sigma[members, 1]
+                full = key_filter(index, first, second, size=window, points=16 * window)
+                shapes.append(remove_mean(full[:, cut : window - cut, cut : window - cut]))
+            shape = torch.cat(shapes)[self._order]
             kernel = self.scale[:, None, None] * shape + self.offset[:, None, None]
         return kernel.unsqueeze(1).to(self.scale.dtype)
 
@@ -130,10 +138,7 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, trainable: bool = True) -> "ScaleSpaceDepthwiseConv2d":
-        """The nearest operators, scales, a and b of a plain depthwise convolution's kernels.
-
-        Every kernel takes the entry of the template dictionary that explains most of its energy; filter 7 keeps the
-        published alpha, and b is the kernel's mean.
+        """A layer with a plain depthwise convolution's geometry and the operators nearest to its kernels (`match`).
 
         Raises:
             ConfigError: a convolution that is not depthwise, with an even or oblong kernel, or with padding that is not
@@ -153,26 +158,40 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
             raise ConfigError(f"conv: expected a square kernel with an odd side, got {conv.kernel_size}")
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise ConfigError(f"conv: expected zero padding in pixels, got {conv.padding!r}, {conv.padding_mode!r}")
-        entries, sigmas = scale_entries(size)
-        match = match_filters(conv.weight.detach().flatten(0, 1), entries.flatten(0, 1))
-        operators = match.index // entries.shape[1] + 1
         layer = cls(
             conv.in_channels,
             size,
-            operators,
-            sigmas.flatten(0, 1)[match.index],
-            match.scale,
-            match.offset,
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            conv.bias is not None,
-            trainable,
+            stride=conv.stride,  # type: ignore[arg-type]
+            padding=conv.padding,  # type: ignore[arg-type]
+            dilation=conv.dilation,  # type: ignore[arg-type]
+            bias=conv.bias is not None,
+            trainable=trainable,
         )
+        layer.match(conv.weight)
         if conv.bias is not None and layer.bias is not None:
             with torch.no_grad():
                 layer.bias.copy_(conv.bias)
         return layer.to(conv.weight)
+
+    @torch.no_grad()
+    def match(self, weight: Tensor) -> None:
+        """Takes the operators, scales, a and b nearest to given kernels (C, 1, k, k), in place.
+
+        Every kernel gets the entry of the template dictionary that explains most of its energy, and b is its mean.
+
+        Raises:
+            ConfigError: kernels of another number or size.
+        """
+        if tuple(weight.shape) != (self.channels, 1, self.kernel_size, self.kernel_size):
+            size = self.kernel_size
+            raise ConfigError(f"weight: expected ({self.channels}, 1, {size}, {size}), got {tuple(weight.shape)}")
+        entries, sigmas = scale_entries(self.kernel_size)
+        match = match_filters(weight.detach().flatten(0, 1), entries.flatten(0, 1))
+        self.operator.copy_(match.index // entries.shape[1] + 1)
+        self.raw_sigma.copy_(_inverse_softplus(sigmas.flatten(0, 1)[match.index]))
+        self.scale.copy_(match.scale)
+        self.offset.copy_(match.offset)
+        self._group_channels()
 
     def extra_repr(self) -> str:
         """Size and geometry."""
