@@ -1,0 +1,121 @@
+"""The depthwise layer of operators against its kernel and the plain convolution."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from framework.errors import ConfigError
+from framework.nn import ScaleSpaceDepthwiseConv2d, key_filter
+
+
+def layer(channels: int = 8, size: int = 7, **options) -> ScaleSpaceDepthwiseConv2d:
+    return ScaleSpaceDepthwiseConv2d(channels, size, **options)
+
+
+def test_kernels_are_scaled_key_filters() -> None:
+    sigma = torch.rand(8, 2) + 0.4
+    ours = layer(sigma=sigma, scale=torch.arange(1.0, 9.0), offset=0.1).kernel()
+    for i in range(8):
+        second = None if i == 6 else sigma[i, 1]
+        expected = (i + 1) * key_filter(i + 1, sigma[i, 0], second, normalize="affine") + 0.1
+        torch.testing.assert_close(ours[i, 0], expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [3, 5, 9, 13])
+@pytest.mark.parametrize("geometry", [{}, {"stride": 2}, {"dilation": 2}, {"padding": 0, "bias": False}])
+def test_exported_convolution_gives_the_same_output(size: int, geometry: dict) -> None:
+    ours = layer(10, size, **geometry)
+    x = torch.randn(2, 10, 30, 31)
+    assert torch.equal(ours(x), ours.to_conv()(x))
+
+
+def test_default_padding_keeps_the_size() -> None:
+    assert layer(8, 5, dilation=3)(torch.zeros(1, 8, 20, 22)).shape == (1, 8, 20, 22)
+
+
+def test_five_numbers_per_channel() -> None:
+    ours = layer(96, bias=False)
+    assert sum(p.numel() for p in ours.parameters()) == 4 * 96
+    assert ours.operator.numel() == 96
+
+
+def test_gradients_reach_every_parameter() -> None:
+    ours = layer(16, 5).double()
+    ours(torch.randn(2, 16, 9, 9, dtype=torch.float64)).square().sum().backward()
+    for name, parameter in ours.named_parameters():
+        assert bool((parameter.grad != 0).any()), name
+    # every sigma but filter 7's second one matters
+    used = ours.raw_sigma.grad.abs() > 0
+    assert bool(used[ours.operator != 7].all())
+    assert not bool(used[ours.operator == 7, 1].any())
+
+
+def test_gradcheck() -> None:
+    ours = layer(8, 3, sigma=0.8, padding=0).double()
+    x = torch.randn(1, 8, 4, 4, dtype=torch.float64)
+
+    def call(raw: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(ours, {"raw_sigma": raw, "scale": scale, "offset": offset}, (x,))
+
+    assert torch.autograd.gradcheck(call, (ours.raw_sigma, ours.scale, ours.offset))
+
+
+def test_frozen_layers_train_nothing_but_the_bias() -> None:
+    trainable = [name for name, p in layer(trainable=False).named_parameters() if p.requires_grad]
+    assert trainable == ["bias"]
+
+
+def test_a_layer_of_operators_is_found_again() -> None:
+    sigma = torch.tensor([0.6, 1.0])
+    conv = layer(8, 7, sigma=sigma.expand(8, 2), scale=-2.0, offset=0.05).to_conv()
+    again = ScaleSpaceDepthwiseConv2d.from_conv(conv)
+    explained = F.cosine_similarity(again.kernel().flatten(1) - 0.05, conv.weight.flatten(1) - 0.05)
+    assert float(explained.min()) > 0.99
+    assert again.operator.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_state_travels_with_its_operators() -> None:
+    first = ScaleSpaceDepthwiseConv2d.from_conv(nn.Conv2d(12, 12, 5, groups=12))
+    second = layer(12, 5)
+    assert not torch.equal(first.kernel(), second.kernel())
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.kernel(), second.kernel())
+    assert torch.equal(copy.deepcopy(second).kernel(), first.kernel())
+
+
+def test_kernels_stay_in_float32_under_autocast() -> None:
+    ours = layer(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours.kernel(), layer_kernel_outside(ours))
+        assert ours(torch.randn(1, 8, 9, 9)).dtype == torch.bfloat16
+    half = copy.deepcopy(ours).bfloat16()
+    torch.testing.assert_close(half.kernel().float(), ours.kernel(), rtol=0, atol=2e-2)
+
+
+def layer_kernel_outside(ours: ScaleSpaceDepthwiseConv2d) -> torch.Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return ours.kernel()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: layer(8, 4), "kernel_size: expected an odd number"),
+        (lambda: layer(0), "channels: expected at least 1"),
+        (lambda: layer(2, operators=[1, 9]), "operators: expected 2 indices from 1 to 8"),
+        (lambda: layer(2, sigma=-1.0), "sigma: expected scales of at least 0"),
+        (lambda: ScaleSpaceDepthwiseConv2d.from_conv(nn.Conv2d(4, 8, 3)), "expected a depthwise convolution"),
+        (lambda: ScaleSpaceDepthwiseConv2d.from_conv(nn.Conv2d(4, 4, 4, groups=4)), "square kernel with an odd side"),
+        (
+            lambda: ScaleSpaceDepthwiseConv2d.from_conv(nn.Conv2d(4, 4, 3, groups=4, padding_mode="reflect")),
+            "zero padding in pixels",
+        ),
+        (lambda: layer(2, 3).match(torch.zeros(3, 1, 3, 3)), r"weight: expected \(2, 1, 3, 3\)"),
+    ],
+)
+def test_bad_values_are_named(call, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call()
