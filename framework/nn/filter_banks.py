@@ -327,8 +327,9 @@ def _templates(index: int, first: Tensor, second: Tensor, size: int) -> Tensor:
 def refit_bank(filters: Tensor, steps: int = 50) -> Tensor:
     """The eight operators with the scales that explain most of the given filters' energy.
 
-    Alternates between assigning every filter to its best operator and giving every operator its best scales in the
-    dictionary, from Method B on, then refines the scales between the dictionary's. The explained energy never falls.
+    Alternates between giving every operator its best scales in the dictionary and assigning every filter to its best
+    operator, once from the assignment of Method B and once from that of the whole dictionary; keeps the better end, and
+    refines its scales between the dictionary's.
 
     Args:
         filters: (n, k, k), any scale: larger filters count more.
@@ -347,23 +348,12 @@ def refit(filters: Tensor, steps: int = 50) -> tuple[Tensor, Tensor]:
     y = (y - y.mean((1, 2), keepdim=True)).flatten(1)
     entries = dictionary(size).flatten(2)
     parameters = [torch.stack(dictionary_parameters(i, size), 1) for i in range(1, 9)]
-    bank = idealised_bank("B", size).flatten(1)
-    chosen = [-1] * 8
-    covariances = torch.zeros(8, y.shape[1], y.shape[1], dtype=torch.float64)
-    explained = -1.0
-    for _ in range(steps):
-        products = y @ bank.T
-        index = products.abs().argmax(1)
-        now = float(products.gather(1, index[:, None]).square().sum())
-        if now <= explained * (1 + 1e-9):
-            break
-        explained = now
-        for j in range(8):
-            members = y[index == j]
-            covariances[j] = members.T @ members
-            if len(members):
-                chosen[j] = int(_quadratic(entries[j], covariances[j]).argmax())
-                bank[j] = entries[j, chosen[j]]
+    starts = [y @ idealised_bank("B", size).flatten(1).T, torch.stack([(y @ e.T).abs().amax(1) for e in entries], 1)]
+    chosen, covariances, explained = [-1] * 8, torch.empty(0), -1.0
+    for products in starts:
+        found = _alternate(y, entries, products.abs().argmax(1), steps)
+        if found[2] > explained:
+            chosen, covariances, explained = found
     fits = []
     for j in range(8):
         start = parameters[j][chosen[j]] if chosen[j] >= 0 else torch.tensor([1.0, 1.0 if j != 6 else 0.5]).double()
@@ -371,6 +361,27 @@ def refit(filters: Tensor, steps: int = 50) -> tuple[Tensor, Tensor]:
     scales = torch.stack(fits)
     filters_ = [_templates(j + 1, scales[j, :1], scales[j, 1:], size)[0] for j in range(8)]
     return torch.stack(filters_), scales
+
+
+def _alternate(y: Tensor, entries: Tensor, index: Tensor, steps: int) -> tuple[list[int], Tensor, float]:
+    """Dictionary entry (-1: unused) and covariance of every operator's filters, and the energy explained."""
+    chosen, explained = [-1] * 8, -1.0
+    bank = torch.zeros(8, y.shape[1], dtype=torch.float64)
+    covariances = torch.zeros(8, y.shape[1], y.shape[1], dtype=torch.float64)
+    for _ in range(steps):
+        for j in range(8):
+            members = y[index == j]
+            covariances[j] = members.T @ members
+            if len(members):
+                chosen[j] = int(_quadratic(entries[j], covariances[j]).argmax())
+                bank[j] = entries[j, chosen[j]]
+        products = y @ bank.T
+        index = products.abs().argmax(1)
+        now = float(products.gather(1, index[:, None]).square().sum())
+        if now <= explained * (1 + 1e-9):
+            break
+        explained = now
+    return chosen, covariances, explained
 
 
 def _quadratic(templates: Tensor, covariance: Tensor) -> Tensor:

@@ -67,8 +67,10 @@ def discrete_gaussian(sigma: float | Tensor, radius: int, points: int | None = N
         taps = torch.arange(-radius, radius + 1, device=s.device, dtype=s.dtype).abs()
         # sin^2 keeps the digits that cos - 1 loses near 0
         decay = -2 * torch.sin(k * (math.pi / points)) ** 2
-        # reduced before the multiplication by 2 pi, where large products would lose digits
-        waves = torch.cos(torch.remainder(k[:, None] * taps, points) * (2 * math.pi / points)) / points
+        # cosines as sines of angles within a quarter turn: exactly symmetric, so that their sums cancel exactly
+        turn = torch.remainder(k[:, None] * taps, points)
+        turn = torch.minimum(turn, points - turn)
+        waves = torch.sin((points / 4 - turn) * (2 * math.pi / points)) / points
         return torch.exp(s.square().unsqueeze(-1) * decay) @ waves
 
 

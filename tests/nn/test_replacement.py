@@ -39,9 +39,14 @@ def test_weights_come_back_bitwise_whatever_happens(error: type[BaseException]) 
     depthwise(net)[0].weight.data[0, 0, 0, 1] = -0.0
     before = state(net)
     changes = [(conv.weight, torch.randn_like(conv.weight)) for conv in depthwise(net)]
-    with pytest.raises(error), swapped(changes):
-        assert torch.equal(depthwise(net)[1].weight, changes[1][1])
-        raise error
+
+    def evaluate() -> None:
+        with swapped(changes):
+            assert torch.equal(depthwise(net)[1].weight, changes[1][1])
+            raise error
+
+    with pytest.raises(error):
+        evaluate()
     assert state(net) == before
 
 

@@ -22,7 +22,7 @@ WIDE = 60
 @given(sigma=st.floats(0.0, 6.0), radius=st.integers(0, 20))
 def test_it_is_the_scaled_bessel_function(sigma: float, radius: int) -> None:
     n = np.abs(np.arange(-radius, radius + 1))
-    np.testing.assert_allclose(discrete_gaussian(sigma, radius).numpy(), ive(n, sigma**2), rtol=0, atol=2e-15)
+    np.testing.assert_allclose(discrete_gaussian(sigma, radius).numpy(), ive(n, sigma**2), rtol=0, atol=1e-14)
 
 
 @quick
