@@ -3,5 +3,6 @@
 from framework.figures.curves import training_curves
 from framework.figures.origins import origin_paths
 from framework.figures.segmentation import segmentation_panel
+from framework.figures.separability import separability
 
-__all__ = ["origin_paths", "segmentation_panel", "training_curves"]
+__all__ = ["origin_paths", "segmentation_panel", "separability", "training_curves"]
