@@ -10,6 +10,7 @@ from framework.figures.filters import (
 )
 from framework.figures.origins import origin_paths
 from framework.figures.segmentation import segmentation_panel
+from framework.figures.separability import separability
 
 __all__ = [
     "explained_energy",
@@ -18,6 +19,7 @@ __all__ = [
     "origin_paths",
     "replacement_figure",
     "segmentation_panel",
+    "separability",
     "sigma_distributions",
     "training_curves",
 ]
