@@ -111,6 +111,36 @@ def squares_generation() -> str:
     return markdown(["preset", "side", *(f"{w}, images/s" for w in works)], rows) + provenance(frame)
 
 
+@table
+def key_filters_fits() -> str:
+    """Our fits beside the published parameters, sigma_x sigma_y (filter 7: sigma, alpha)."""
+    frame = read("key_filters_fits")
+    rows = []
+    for number, group in frame.groupby("filter", sort=False):
+        cells = []
+        for row in group.to_dict("records"):
+            last = "alpha" if row["alpha"] else "sigma_y"
+            ours = f"{float(row['sigma_x']):.4f} {float(row[last]):.4f}"
+            known = f"{row['published_sigma_x']} {row[f'published_{last}']}"
+            cells.append(ours if ours == known else f"{ours} ({known})")
+        rows.append([str(number), *cells])
+    return markdown(["#", *frame["method"].unique()], rows) + provenance(frame)
+
+
+@table
+def key_filters_energy() -> str:
+    """Explained energy of every bank: median over filters / share of a layer's energy, mean over layers."""
+    frame = read("key_filters_energy")
+    groups = list(frame.groupby(["network", "size"], sort=False))
+    indexed = [group.set_index("bank") for _, group in groups]
+    rows = [
+        [bank, *(f"{g.loc[bank, 'median']} / {g.loc[bank, 'layers']}" for g in indexed)]
+        for bank in frame["bank"].unique()
+    ]
+    header = ["bank", *(f"{network} {size}x{size}, {g['filters'].iloc[0]}" for (network, size), g in groups)]
+    return markdown(header, rows) + provenance(frame)
+
+
 def render(text: str) -> str:
     """A page with every known block replaced by its rendering."""
 
