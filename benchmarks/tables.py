@@ -141,6 +141,14 @@ def key_filters_energy() -> str:
     return markdown(header, rows) + provenance(frame)
 
 
+@table
+def key_filters_speed() -> str:
+    """Fitting time, and the depthwise layers beside the plain one."""
+    frame = read("key_filters_speed")
+    columns = {"work": "work", "channels": "channels", "side": "side", "ms": "ms", "over_plain": "over plain"}
+    return markdown(list(columns.values()), frame[list(columns)].to_numpy().tolist()) + provenance(frame)
+
+
 def render(text: str) -> str:
     """A page with every known block replaced by its rendering."""
 

@@ -255,7 +255,7 @@ class MasterKeyClassifier(BaseMethod):
             raise ConfigError(
                 f"model.layer_decay: timm numbers no layers of {type(self.network).__name__}; set it to 1"
             )
-        layers = group_parameters(self.network, self.network.group_matcher(coarse=False), reverse=True)
+        layers = group_parameters(self.network, cast(Any, self.network).group_matcher(coarse=False), reverse=True)
         return layers, max(layers.values())
 
     def figures(self, batch: Batch) -> Mapping[str, Figure]:  # type: ignore[override]
@@ -310,8 +310,8 @@ def filter_parameters(network: nn.Module) -> list[nn.Parameter]:
     """The parameters that make the depthwise kernels: weights, or sigmas, a and b; biases are not among them."""
     scale_space = [m for m in network.modules() if isinstance(m, ScaleSpaceDepthwiseConv2d)]
     if scale_space:
-        return [p for m in scale_space for p in (m.raw_sigma, m.scale, m.offset)]
-    return [conv.weight for conv in depthwise_convolutions(network).values()]
+        return [p for m in scale_space for p in cast(list[nn.Parameter], [m.raw_sigma, m.scale, m.offset])]
+    return [cast(nn.Parameter, conv.weight) for conv in depthwise_convolutions(network).values()]
 
 
 def depthwise_kernels(network: nn.Module) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
             raise ConfigError(f"operators: expected {channels} indices from 1 to 8, got {index.tolist()}")
         self.channels, self.kernel_size, self.stride, self.dilation = channels, kernel_size, stride, dilation
         pair = dilation if isinstance(dilation, tuple) else (dilation, dilation)
-        self.padding = tuple(d * (kernel_size // 2) for d in pair) if padding is None else padding
+        self.padding = (pair[0] * (kernel_size // 2), pair[1] * (kernel_size // 2)) if padding is None else padding
         self.register_buffer("operator", index.to(torch.int64))
         sigmas = torch.as_tensor(sigma, dtype=torch.get_default_dtype())
         sigmas = sigmas[:, None] if sigmas.ndim == 1 else sigmas
