@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from benchmarks.common import append_row, environment
@@ -29,8 +30,11 @@ WEIGHTS = {
 
 
 def replacement(args: argparse.Namespace) -> Iterator[dict[str, object]]:
-    """`framework test` with the network's own configuration and every bank asked for."""
+    """`framework test` with the network's own configuration and the banks, or the table that such a test wrote."""
     start = time.perf_counter()
+    if args.table is not None:
+        yield from replacement_rows(args.network, pd.read_csv(args.table), 0.0)
+        return
     cli = framework(
         [
             "test",
@@ -46,13 +50,17 @@ def replacement(args: argparse.Namespace) -> Iterator[dict[str, object]]:
         ]
     )
     callback = next(c for c in cli.trainer.callbacks if isinstance(c, FilterReplacement))
-    seconds = time.perf_counter() - start
-    table = callback.table
-    for row in [] if table is None else table.to_dict("records"):
+    if callback.table is not None:
+        yield from replacement_rows(args.network, callback.table, time.perf_counter() - start)
+
+
+def replacement_rows(network: str, table: pd.DataFrame, seconds: float) -> Iterator[dict[str, object]]:
+    """The callback's table in rounded figures; the time of the whole run is counted once."""
+    for row in table.to_dict("records"):
         shown = {key: f"{row[key]:.2f}" for key in ("top1", "top5", "drop")}
-        energy = f"{row['explained_energy']:.3f}"
-        yield {"network": args.network, **row, **shown, "explained_energy": energy, "seconds": f"{seconds:.0f}"}
-        seconds = 0.0  # the whole run is counted once
+        rounded = {"explained_energy": f"{row['explained_energy']:.3f}", "seconds": f"{seconds:.0f}"}
+        yield {"network": network, **{str(k): v for k, v in row.items()}, **shown, **rounded}
+        seconds = 0.0
 
 
 def energy(args: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -101,6 +109,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--network", choices=list(WEIGHTS), default="mobilenetv2")
     parser.add_argument("--banks", nargs="+", default=[*BANKS, "random-1"])
+    parser.add_argument("--table", type=Path, help="a filter_replacement.csv already written, instead of a run")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.unlink(missing_ok=True)

@@ -479,7 +479,7 @@ def _distance(templates: Tensor, h: Tensor, power: int) -> Tensor:
 
 
 def _minimize(
-    objective: Callable[[Tensor, Tensor], Tensor], p: Tensor, q: Tensor, starts: int = 6
+    objective: Callable[[Tensor, Tensor], Tensor], p: Tensor, q: Tensor, starts: int = 4
 ) -> tuple[float, float, float]:
     """Global minimum over a grid p x q, by ever finer grids about its best local minima (the l1 distance has kinks)."""
     values = objective(p, q)
@@ -502,7 +502,7 @@ def _minimize(
             if float(fine.flatten()[at]) < value:
                 value = float(fine.flatten()[at])
                 centre_p, centre_q = float(fine_p[at // fine.shape[1]]), float(fine_q[at % fine.shape[1]])
-            width *= 0.4
+            width *= 0.25
         best = min(best, (value, centre_p, centre_q))
     if len(q) > 1:
         best = min(best, _polish(objective, *best))

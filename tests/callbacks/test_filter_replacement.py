@@ -214,3 +214,13 @@ def test_real_networks_with_three_banks_on_fifty_pictures(run, shared_data: Path
     assert table["B", True] > table["B", False]
     assert table["B", True] > table["random", True] + 20
     assert table["sigma-filter", True] > table["B", True]
+
+
+@pytest.mark.slow
+def test_a_frozen_network_fine_tunes_on_real_pictures(run, shared_data: Path) -> None:
+    words = ["-c", "master_key/tiny_imagenet_20", "-c", "trainer/debug", *QUIET]
+    words += [f"--data.root={shared_data / 'tiny_imagenet_20'}", "--data.batch_size=4"]
+    words += ["--model.model_args={depths: [1, 1, 1, 1], dims: [8, 16, 16, 16], patch_size: 2}"]
+    cli = run("fit", *words)
+    assert cli.trainer.global_step == 2
+    assert not any(conv.weight.requires_grad for conv in depthwise_convolutions(cli.model).values())
