@@ -1,5 +1,6 @@
 """The layers and the mathematics behind them: plain torch and numpy, no Lightning, no data, no plotting."""
 
+from framework.nn.experts import ExpertLinear, NestedSort, Segment, clip_segments, nested_sort, tile_index
 from framework.nn.intensity import (
     bayes_accuracy,
     bayes_confusion,
@@ -10,16 +11,34 @@ from framework.nn.intensity import (
     origins_from_statistics,
 )
 from framework.nn.korigins import FoldedKOrigins, KOrigins, fold_korigins
+from framework.nn.luminance import equal_bins, kmeans_colours, luminance, map_bits, multi_otsu
+from framework.nn.siren import Grid, SineLayer, coordinate_grid, siren_bound, siren_init_
 
 __all__ = [
+    "ExpertLinear",
     "FoldedKOrigins",
+    "Grid",
     "KOrigins",
+    "NestedSort",
+    "Segment",
+    "SineLayer",
     "bayes_accuracy",
     "bayes_confusion",
     "bayes_iou",
+    "clip_segments",
+    "coordinate_grid",
+    "equal_bins",
     "fold_korigins",
     "gaussian_mixture_statistics",
     "hellinger",
+    "kmeans_colours",
+    "luminance",
+    "map_bits",
+    "multi_otsu",
     "multi_otsu_statistics",
+    "nested_sort",
     "origins_from_statistics",
+    "siren_bound",
+    "siren_init_",
+    "tile_index",
 ]
