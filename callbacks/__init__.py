@@ -4,5 +4,6 @@ from callbacks.figure_writer import FigureWriter
 from callbacks.interrupt_checkpoint import InterruptCheckpoint
 from callbacks.origin_paths import OriginPaths
 from callbacks.prediction_writer import PredictionWriter
+from callbacks.segmentation_maps import SegmentationMaps
 
-__all__ = ["FigureWriter", "InterruptCheckpoint", "OriginPaths", "PredictionWriter"]
+__all__ = ["FigureWriter", "InterruptCheckpoint", "OriginPaths", "PredictionWriter", "SegmentationMaps"]

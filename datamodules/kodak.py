@@ -328,7 +328,7 @@ def _scaled(pixels: np.ndarray, scale: float) -> np.ndarray:
     if scale == 1:
         return pixels
     height, width = (max(1, round(n * scale)) for n in pixels.shape[:2])
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _cropped(pixels: np.ndarray, crop: Sequence[int] | None, name: str) -> np.ndarray:

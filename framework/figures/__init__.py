@@ -1,7 +1,21 @@
 """Pure functions from data to matplotlib figures; nothing here touches pyplot's global state."""
 
 from framework.figures.curves import training_curves
+from framework.figures.implicit import (
+    error_panel,
+    psnr_over_time,
+    reconstruction_panel,
+    segmentation_map_panel,
+)
 from framework.figures.origins import origin_paths
 from framework.figures.segmentation import segmentation_panel
 
-__all__ = ["origin_paths", "segmentation_panel", "training_curves"]
+__all__ = [
+    "error_panel",
+    "origin_paths",
+    "psnr_over_time",
+    "reconstruction_panel",
+    "segmentation_map_panel",
+    "segmentation_panel",
+    "training_curves",
+]
