@@ -568,7 +568,7 @@ class LevelsOfExperts(BaseMethod):
         """Writes `images.csv`, and logs what the class maps cost."""
         values = self._per_image("test")
         if self.segmentation_maps is not None:
-            self.log("test/map_bits_per_pixel", float(np.mean([row["context"] for row in self._map_costs()])))
+            self.log("test/map_bits_per_pixel", float(np.mean([row["context"] for row in self.map_costs()])))
         self._write_table(values)
 
     def _write_table(self, values: Tensor) -> None:
@@ -591,14 +591,15 @@ class LevelsOfExperts(BaseMethod):
             }
         )
         if self.segmentation_maps is not None:
-            costs = pd.DataFrame(self._map_costs()).add_prefix("map_bits_per_pixel_")
+            costs = pd.DataFrame(self.map_costs()).add_prefix("map_bits_per_pixel_")
             table = pd.concat([table, costs], axis=1)
         # loggers[0].log_dir, not trainer.log_dir: the latter is a collective
         folder = Path(getattr(self.trainer.loggers[0], "log_dir", None) or self.trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         table.round(4).to_csv(folder / "images.csv", index=False)
 
-    def _map_costs(self) -> list[dict[str, float]]:
+    def map_costs(self) -> list[dict[str, float]]:
+        """What the class maps cost, per image, as `map_bits` states it."""
         maps = cast(Tensor, self.segmentation_maps).cpu()
         own = [m.T if h > w else m for m, (h, w) in zip(maps, self.sizes, strict=True)]
         return [map_bits(m.numpy(), self.classes) for m in own]
