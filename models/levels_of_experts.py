@@ -552,10 +552,12 @@ class LevelsOfExperts(BaseMethod):
         for name in [n for n in state if n.startswith(("network.", "best."))]:
             state[name] = change(state[name])
         for optimizer in checkpoint.get("optimizer_states", []):
-            for values in optimizer["state"].values():
-                for name, value in values.items():
-                    if isinstance(value, Tensor) and value.dim() > 1 and len(value) == count:
-                        values[name] = change(value)
+            for key, values in optimizer["state"].items():
+                # a new dict: this one is the live optimizer's own
+                optimizer["state"][key] = {
+                    name: change(v) if isinstance(v, Tensor) and v.dim() > 1 and len(v) == count else v
+                    for name, v in values.items()
+                }
 
     # ------------------------------------------------------------------ results
 

@@ -27,7 +27,13 @@ def own_weights(model: LevelsOfExperts, row: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("experts", "width", "count"),
-    [([1] * 4, 256, 198_915), ([4] * 4, 256, 790_275), ([1] * 4, 512, 791_043), ([1] * 4, 32, 3363), ([4] * 4, 32, 12_771)],
+    [
+        ([1] * 4, 256, 198_915),
+        ([4] * 4, 256, 790_275),
+        ([1] * 4, 512, 791_043),
+        ([1] * 4, 32, 3363),
+        ([4] * 4, 32, 12_771),
+    ],
 )
 def test_parameter_counts_of_the_specification(experts: list[int], width: int, count: int) -> None:
     network = LevelsOfExpertsNetwork(experts, ["one"], width=width)
@@ -197,13 +203,19 @@ def test_a_checkpoint_of_other_images_is_refused(pictures: Path, tmp_path: Path)
         fit(make_model(), pictures, "two.png", ckpt_path=str(tmp_path / "one.ckpt"))
     with pytest.raises(CheckpointError, match=r"fitted to images of \[16, 24\] pixels, but the data have \[8, 12\]"):
         fit(
-            make_model(exact_tiles=False), pictures, "one.png", data={"scale": 0.5}, ckpt_path=str(tmp_path / "one.ckpt")
+            make_model(exact_tiles=False),
+            pictures,
+            "one.png",
+            data={"scale": 0.5},
+            ckpt_path=str(tmp_path / "one.ckpt"),
         )
 
 
 def test_tiles_that_do_not_divide_an_image_are_refused(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "odd", ["one"], size=(17, 25))
-    with pytest.raises(ConfigError, match=r"4 makes 8 tiles .* do not divide 17 x 25 pixels; crop with data.crop: \[16, 24\]"):
+    with pytest.raises(
+        ConfigError, match=r"4 makes 8 tiles .* do not divide 17 x 25 pixels; crop with data.crop: \[16, 24\]"
+    ):
         fit(make_model(), folder)
     fit(make_model(exact_tiles=False), folder, steps=1, epochs=1)
     fit(make_model(), folder, steps=1, epochs=1, data={"crop": [16, 24]})
@@ -259,7 +271,9 @@ def test_prediction_at_scale_one_is_the_fitted_picture_and_larger_scales_refine_
     same, larger = model.predict_step(batch, 0), model.predict_step(batch, 0, scale=3.0)
     assert "error" in same
     assert "error" not in larger
-    for small, large, (height, width) in zip(same["reconstruction"], larger["reconstruction"], model.sizes, strict=True):
+    for small, large, (height, width) in zip(
+        same["reconstruction"], larger["reconstruction"], model.sizes, strict=True
+    ):
         assert small.shape == (3, height, width)
         assert large.shape == (3, 3 * height, 3 * width)
     if grid == "pixel_center":  # the centre of every 3 x 3 block has the coordinates of the small picture's pixel
