@@ -135,7 +135,9 @@ class SegmentationMaps(Callback):
             bits = map_bits(labels, self._classes)
             rows.append({"image": name, "method": self.method, "classes": self._classes, **bits})
             if i < self.max_images:
-                names.append(name), pictures.append(rgb), maps.append(labels)
+                names.append(name)
+                pictures.append(rgb)
+                maps.append(labels)
         mean = float(np.mean([row["context"] for row in rows]))
         rank_zero_info(
             f"{self.method} maps of {len(rows)} images cost {mean:.3f} bits per pixel (mean, context-coded), on top of "

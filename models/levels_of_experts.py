@@ -7,12 +7,10 @@ and on several processes every rank owns some of them.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
-import pandas as pd
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
@@ -26,10 +24,24 @@ from framework.base import LOSS_CHECK_EVERY, BaseMethod, Batch, Split
 from framework.distributed import gather_rows, is_distributed, ranks
 from framework.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from framework.figures import error_panel, psnr_over_time, reconstruction_panel
-from framework.nn import Segment, clip_segments, coordinate_grid, map_bits, nested_sort, tile_index
+from framework.nn import clip_segments, coordinate_grid, map_bits
 from framework.nn.experts import Bias
 from framework.psnr import ImagePSNR, squared_error_8bit, to_8bit
 from models.levels_of_experts_network import LevelsOfExpertsNetwork
+from models.levels_of_experts_rows import (
+    MAP,
+    Expert,
+    Rows,
+    check_arguments,
+    check_same_images,
+    check_tiles,
+    few,
+    image_table,
+    is_inclusive,
+    nearest,
+    sorted_rows,
+    upright,
+)
 
 ADAM = cast(OptimizerCallable, {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4}})
 
@@ -37,8 +49,6 @@ ADAM = cast(OptimizerCallable, {"class_path": "torch.optim.Adam", "init_args": {
 DIVERGED_LOSS = 100.0
 #: rows of one image that are rendered at a time outside training
 RENDERED_ROWS = 65536
-
-MAP: Literal["map"] = "map"
 
 
 @runtime_checkable
@@ -54,15 +64,6 @@ class HasImages(Protocol):
     def image_sizes(self) -> list[list[int]]:
         """[height, width] of every image."""
         ...
-
-
-class Rows(NamedTuple):
-    """A batch in nested order: what a step needs, made once per batch."""
-
-    inputs: Tensor  # (B, N, in) float32
-    target: Tensor  # (B, N, 3) float32 in [-1, 1]
-    order: Tensor  # (B, N) int64, row i is pixel order[i]
-    segments: list[list[list[Segment]] | None]  # layer -> network -> runs
 
 
 class LevelsOfExperts(BaseMethod):
@@ -99,10 +100,11 @@ class LevelsOfExperts(BaseMethod):
     monitor_mode = "max"
 
     segmentation_maps: Tensor | None
+    _epoch_losses: Tensor
 
     def __init__(
         self,
-        experts: list[float | Literal["map"] | None] = [128.0, 8.0, 4.0, MAP],  # noqa: B006 (never written to)
+        experts: list[Expert] = [128.0, 8.0, 4.0, MAP],  # noqa: B006 (never written to)
         offsets: list[float] | None = None,
         classes: int = 4,
         class_input: bool = False,
@@ -121,7 +123,7 @@ class LevelsOfExperts(BaseMethod):
         lr_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__(optimizer, lr_scheduler, lr_interval)
-        _check_arguments(experts, offsets, classes, plateau_patience, plateau_factor, rows_at_once, scale)
+        check_arguments(experts, offsets, classes, plateau_patience, plateau_factor, rows_at_once, scale)
         self.experts, self.offsets, self.classes = experts, offsets or [0.0] * len(experts), classes
         self.class_input, self.exact_tiles = class_input, exact_tiles
         self.plateau_patience, self.plateau_factor = plateau_patience, plateau_factor
@@ -169,14 +171,15 @@ class LevelsOfExperts(BaseMethod):
             CheckpointError: the module already holds the networks of other images.
         """
         if self.names:
-            _check_same_images((self.names, self.sizes), (names, sizes))
+            check_same_images((self.names, self.sizes), (names, sizes))
             if self._ranks == ranks():
                 return
             if self._ranks != (1, 0):
                 raise ConfigError(
                     "model: networks dealt out to several ranks cannot be dealt out anew; load a checkpoint"
                 )
-        self._check_tiles(sizes)
+        if self.exact_tiles:
+            check_tiles(self.experts, sizes)
         whole = {k: v for k, v in self.state_dict().items() if k.startswith(("network.", "best."))}
         self.names, self.sizes, self._ranks = list(names), [list(size) for size in sizes], ranks()
         own = self._own(self.names)
@@ -215,22 +218,6 @@ class LevelsOfExperts(BaseMethod):
         if any(i % world_size != rank or i >= len(self.names) for i in positions):
             raise DataError(f"index: images {positions} are not all owned by rank {rank} of {world_size}")
         return [i // world_size for i in positions]
-
-    def _check_tiles(self, sizes: list[list[int]]) -> None:
-        if not self.exact_tiles:
-            return
-        for kind in self.experts:
-            if isinstance(kind, int | float):
-                for size in sizes:
-                    if any((n / (2 * kind)) % 1 for n in size):
-                        # the largest divisible size that fits into every image
-                        fits = [int(min(s[a] for s in map(sorted, sizes)) // (2 * kind) * 2 * kind) for a in (0, 1)]
-                        hint = f"crop with data.crop: {fits}, " if min(fits) else ""
-                        raise ConfigError(
-                            f"model.experts: {kind:g} makes {2 * kind:g} tiles along each axis, which do not divide "
-                            f"{size[0]} x {size[1]} pixels; {hint}choose other tiles, or accept uneven ones with "
-                            "model.exact_tiles: false"
-                        )
 
     # ------------------------------------------------------------------ class maps
 
@@ -278,7 +265,7 @@ class LevelsOfExperts(BaseMethod):
     def _prepare(self, batch: Batch) -> Rows:
         if self._rows is None or self._rows[0] is not batch["coords"]:
             coords = batch["coords"]
-            if self.exact_tiles and any(isinstance(k, int | float) for k in self.experts) and _is_inclusive(coords):
+            if self.exact_tiles and any(isinstance(k, int | float) for k in self.experts) and is_inclusive(coords):
                 raise ConfigError(
                     "data.grid: inclusive coordinates make tiles of unequal size; use pixel_center, or accept it with "
                     "model.exact_tiles: false"
@@ -291,30 +278,7 @@ class LevelsOfExperts(BaseMethod):
         return self._rows[1]
 
     def _sorted(self, coords: Tensor, classes: Tensor | None) -> Rows:
-        """Rows of (B, N, 2) coordinates and (B, N) classes, without targets."""
-        inputs, orders, runs = [], [], []
-        for b, xy in enumerate(coords):
-            index = [self._expert_index(level, xy, None if classes is None else classes[b]) for level in self._levels()]
-            sort = nested_sort(index)
-            features = xy
-            if self.class_input:
-                features = torch.cat([xy, F.one_hot(cast(Tensor, classes)[b], self.classes).to(xy.dtype)], 1)
-            inputs.append(features[sort.order])
-            orders.append(sort.order)
-            runs.append(sort.segments)
-        segments = [[network[level] for network in runs] for level in self._levels()]
-        return Rows(torch.stack(inputs), torch.empty(0), torch.stack(orders), cast(Any, segments))
-
-    def _levels(self) -> range:
-        return range(len(self.experts))
-
-    def _expert_index(self, level: int, coords: Tensor, classes: Tensor | None) -> Tensor:
-        kind = self.experts[level]
-        if kind is None:
-            return torch.zeros(len(coords), dtype=torch.int64, device=coords.device)
-        if kind == MAP:
-            return cast(Tensor, classes)
-        return tile_index(coords, cast(float, kind), self.offsets[level])
+        return sorted_rows(coords, classes, self.experts, self.offsets, self.classes if self.class_input else None)
 
     # ------------------------------------------------------------------ the method
 
@@ -337,7 +301,7 @@ class LevelsOfExperts(BaseMethod):
         parts = []
         for start in range(0, total, size):
             stop = min(start + size, total)
-            cut = [[clip_segments(runs, start, stop) for runs in level or []] for level in rows.segments]
+            cut = [[clip_segments(runs, start, stop) for runs in level] for level in rows.segments]
             inputs = rows.inputs[:, start:stop]
             if keep:
                 parts.append(cast(Tensor, recompute(self.forward, inputs, cut, networks, use_reentrant=False)))
@@ -459,7 +423,7 @@ class LevelsOfExperts(BaseMethod):
                         value[rows] = 0
         names = [self._own(self.names)[row] for row in rows.tolist()]
         rank_zero_warn(
-            f"{_few(names)} diverged at step {self.global_step} and stays at its best weights; the other images go on. "
+            f"{few(names)} diverged at step {self.global_step} and stays at its best weights; the other images go on. "
             "Lower the learning rate (model.optimizer.init_args.lr)."
         )
         if not is_distributed():
@@ -535,7 +499,7 @@ class LevelsOfExperts(BaseMethod):
             raise CheckpointError("ckpt_path: the checkpoint says nothing of its images; it is not of LevelsOfExperts")
         if not self.names:
             self.configure_images(images["names"], images["sizes"])
-        _check_same_images((images["names"], images["sizes"]), (self.names, self.sizes))
+        check_same_images((images["names"], images["sizes"]), (self.names, self.sizes))
         self._map_rows(checkpoint, len(self.names), self._own)
         if is_distributed():
             checkpoint["state_dict"]["anchor"] = self.anchor.detach()
@@ -578,27 +542,12 @@ class LevelsOfExperts(BaseMethod):
         if not self.trainer.is_global_zero or not self.trainer.loggers or getattr(self.trainer, "fast_dev_run", False):
             return
         per_network = sum(p[0].numel() for p in self.network.parameters())
-        table = pd.DataFrame(
-            {
-                "image": self.names,
-                "height": [size[0] for size in self.sizes],
-                "width": [size[1] for size in self.sizes],
-                "psnr": values.cpu().numpy(),
-                "best_psnr": progress["best_psnr"].numpy(),
-                "best_step": progress["best_step"].numpy(),
-                "diverged_step": [step if step >= 0 else "" for step in progress["diverged_step"].tolist()],
-                "learning_rate_factor": progress["learning_rate_factor"].numpy(),
-                "parameters": per_network,
-                "parameter_bits_per_pixel": [32 * per_network / (h * w) for h, w in self.sizes],
-            }
-        )
-        if self.segmentation_maps is not None:
-            costs = pd.DataFrame(self.map_costs()).add_prefix("map_bits_per_pixel_")
-            table = pd.concat([table, costs], axis=1)
+        costs = None if self.segmentation_maps is None else self.map_costs()
+        table = image_table(self.names, self.sizes, values, progress, per_network, costs)
         # loggers[0].log_dir, not trainer.log_dir: the latter is a collective
         folder = Path(getattr(self.trainer.loggers[0], "log_dir", None) or self.trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        table.round(4).to_csv(folder / "images.csv", index=False)
+        table.to_csv(folder / "images.csv", index=False)
 
     def map_costs(self) -> list[dict[str, float]]:
         """What the class maps cost, per image, as `map_bits` states it."""
@@ -608,7 +557,7 @@ class LevelsOfExperts(BaseMethod):
 
     def figures(self, batch: Batch) -> "dict[str, Figure]":
         """`reconstruction`, `error` and, after a fit, `psnr_over_time`."""
-        pictures = [_upright(p, s) for p, s in zip(to_8bit(2 * batch["image"] - 1), batch["size"], strict=True)]
+        pictures = [upright(p, s) for p, s in zip(to_8bit(2 * batch["image"] - 1), batch["size"], strict=True)]
         made = self.predict_step({k: v.to(self.device) for k, v in batch.items()}, 0, scale=1.0)["reconstruction"]
         originals, said = ([p.cpu().permute(1, 2, 0).numpy() for p in part] for part in (pictures, made))
         names = [self.names[i] for i in batch["index"].tolist()]
@@ -631,77 +580,19 @@ class LevelsOfExperts(BaseMethod):
         pictures, errors = [], []
         for b, row in enumerate(self._own_rows(batch["index"])):
             size, shape = batch["size"][b], batch["image"].shape[2:]
-            grid: Any = "inclusive" if _is_inclusive(batch["coords"][b]) else "pixel_center"
+            grid: Any = "inclusive" if is_inclusive(batch["coords"][b]) else "pixel_center"
             height, width = (max(1, round(int(n) * scale)) for n in size)
             coords = coordinate_grid(height, width, grid).to(self.device)
             here = None
             if classes is not None:
-                here = _nearest(_upright(classes[b].view(1, *shape), size)[0], coords, grid).flatten()[None]
+                here = nearest(upright(classes[b].view(1, *shape), size)[0], coords, grid).flatten()[None]
             rows = self._sorted(coords.flatten(0, 1)[None], here)
             out = self._forward_in_parts(rows, [row], RENDERED_ROWS, keep=False)
             pixels = torch.empty_like(out[0])
             pixels[rows.order[0]] = out[0]
             pictures.append(to_8bit(pixels).T.reshape(3, height, width))
-            truth = _upright(to_8bit(2 * batch["image"][b] - 1), size)
+            truth = upright(to_8bit(2 * batch["image"][b] - 1), size)
             if truth.shape == pictures[-1].shape:
                 errors.append((truth.int() - pictures[-1].int()).abs().amax(0).to(torch.uint8))
         made: dict[str, Any] = {"index": batch["index"], "reconstruction": pictures}
         return {**made, "error": errors} if errors else made
-
-
-def _check_arguments(
-    experts: list, offsets: Any, classes: int, patience: Any, factor: float, rows: int | None, scale: float
-) -> None:
-    if not experts or any(not (k is None or k == MAP or (isinstance(k, int | float) and k > 0)) for k in experts):
-        raise ConfigError(f"model.experts: expected for every layer a number above 0, 'map' or null, got {experts}")
-    if offsets is not None and len(offsets) != len(experts):
-        raise ConfigError(f"model.offsets: expected {len(experts)}, one per layer of model.experts, got {len(offsets)}")
-    if not 2 <= classes <= 256:
-        raise ConfigError(f"model.classes: expected 2 to 256, got {classes}")
-    if (patience is not None and patience < 0) or not 0 < factor < 1:
-        raise ConfigError(
-            "model.plateau_patience, model.plateau_factor: expected epochs of 0 or more and a factor between 0 and 1, "
-            f"got {patience} and {factor}"
-        )
-    if rows is not None and rows < 1:
-        raise ConfigError(f"model.rows_at_once: expected at least 1, got {rows}")
-    if not scale > 0:
-        raise ConfigError(f"model.scale: expected a factor above 0, got {scale}")
-
-
-def _check_same_images(fitted: tuple[list, list], data: tuple[list, list]) -> None:
-    """Raises CheckpointError unless (names, sizes) are the same."""
-    if list(fitted[0]) != list(data[0]):
-        raise CheckpointError(
-            f"ckpt_path: the checkpoint holds the networks of {_few(fitted[0])}, but the data are {_few(data[0])}; "
-            "give the images that the networks were fitted to"
-        )
-    sizes, found = [list(size) for size in fitted[1]], [list(size) for size in data[1]]
-    if sizes != found:
-        raise CheckpointError(
-            f"ckpt_path: the networks were fitted to images of {_few(sizes)} pixels, but the data have {_few(found)}; "
-            "use the same data.scale and data.crop"
-        )
-
-
-def _few(values: list) -> str:
-    shown = ", ".join(str(v) for v in values[:4])
-    return shown if len(values) <= 4 else f"{shown}, ... ({len(values)} in all)"
-
-
-def _is_inclusive(coords: Tensor) -> bool:
-    return bool(coords.min() <= -1)  # a pixel's centre lies inside
-
-
-def _upright(picture: Tensor, size: Tensor) -> Tensor:
-    """(C, H, W) as the batch lays it out, portraits transposed -> as the image stands."""
-    return picture.transpose(1, 2) if size[0] > size[1] else picture
-
-
-def _nearest(values: Tensor, coords: Tensor, grid: str) -> Tensor:
-    """The value of the (H, W) pixel nearest to each of (..., 2) coordinates."""
-    size = torch.tensor(values.shape, device=coords.device)
-    unit = (coords + 1) / 2
-    place = (unit * (size - 1)).round() if grid == "inclusive" else (unit * size).floor()
-    place = torch.minimum(place.long().clamp(min=0), size - 1)
-    return values[place[..., 0], place[..., 1]]

@@ -89,7 +89,7 @@ def equal_bins(luminance: np.ndarray, classes: int = 4) -> tuple[np.ndarray, np.
 
 
 def kmeans_colours(rgb: np.ndarray, classes: int = 4) -> np.ndarray:
-    """k-means of the colours, started at the luminance quantiles' mean colours; classes ascend in luminance.
+    """k-means of the colours, started at the mean colours of the Multi-Otsu classes; classes ascend in luminance.
 
     Args:
         rgb: (..., 3) uint8.
@@ -103,7 +103,7 @@ def kmeans_colours(rgb: np.ndarray, classes: int = 4) -> np.ndarray:
     """
     luma = luminance(rgb)
     colours = rgb.reshape(-1, 3).astype(np.float64)
-    start, _ = equal_bins(luma, classes)
+    start, _ = multi_otsu(luma, classes)
     present = np.unique(start)
     centres = np.stack([colours[start.ravel() == c].mean(0) for c in present])
     centres, labels = kmeans2(colours, centres, iter=20, minit="matrix", missing="warn")
