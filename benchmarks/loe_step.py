@@ -9,28 +9,28 @@ busy machine slows all of them alike:
 - `padded`: rows gathered per expert into equally long blocks, one batched product;
 - `gather`: a weight matrix gathered per row, on as few rows as memory bears.
 
-Memory is the growth of the resident set over one step, in a process of its own (`--memory`).
+With `--memory` the peak of memory in two steps above what was there before is measured instead, formulation by
+formulation in a process of its own.
 
     python -m benchmarks.loe_step --out results/loe_step.csv
+    python -m benchmarks.loe_step --memory --sizes 65536 --out results/loe_memory.csv
 """
 
 import argparse
-import csv
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from datetime import date
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from skimage import data
 from torch import Tensor, nn
 
+from benchmarks.common import append_row, environment
 from framework.nn import SineLayer, coordinate_grid, luminance, multi_otsu, nested_sort, tile_index
 from models.levels_of_experts_network import LevelsOfExpertsNetwork
 
@@ -141,41 +141,38 @@ def timed(step: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def peak_mib(kind: str, rows: int, args: argparse.Namespace) -> float:
-    """Peak memory of two steps above the start, in a process of its own (on CUDA in this one)."""
+    """Peak memory of two steps above the start: of the GPU, or the resident set of a process of its own."""
     device = torch.device(args.device)
     if device.type == "cuda":
         step, _ = build(kind, rows, args.width, device, args.bf16)
         torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    words = [
-        sys.executable,
-        "-m",
-        "benchmarks.loe_step",
-        "--peak",
-        kind,
-        "--sizes",
-        str(rows),
-        "--width",
-        str(args.width),
-    ]
+        before = torch.cuda.memory_allocated(device)
+        step(), step()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    words = [sys.executable, "-m", "benchmarks.loe_step", "--peak", kind, "--sizes", str(rows)]
+    words += ["--width", str(args.width), "--threads", str(args.threads)]
     return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def measure_peak(kind: str, rows: int, width: int) -> None:
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def print_peak(kind: str, rows: int, width: int) -> None:
+    """Prints the growth of the resident set, sampled every 2 ms."""
     step, _ = build(kind, rows, width, torch.device("cpu"), False)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step()
-    step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    before, samples, done = resident_mib(), [0.0], threading.Event()
 
+    def sample() -> None:
+        while not done.wait(0.002):
+            samples.append(resident_mib())
 
-def machine(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].split(":", 1)[1].strip() if names else platform.machine()
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    step(), step()
+    done.set()
+    sampler.join()
+    print(max(samples) - before)
 
 
 def parse_args() -> argparse.Namespace:
@@ -188,7 +185,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="0: as torch decides")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--bf16", action="store_true", help="under bfloat16 autocast")
-    parser.add_argument("--memory", action="store_true", help="measure peak memory too, at the largest size")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory instead")
     parser.add_argument("--out", type=Path, help="CSV file to write")
     parser.add_argument("--peak", choices=[*KINDS, "gather"], help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -199,45 +196,45 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.peak:
-        measure_peak(args.peak, args.sizes[0], args.width)
+        print_peak(args.peak, args.sizes[0], args.width)
         return
-    device, rows_of_table = torch.device(args.device), []
+    measure = memory_rows if args.memory else timing_rows
     for rows in args.sizes:
-        kinds = [*args.kinds, *(["gather"] if rows <= args.gather_rows and "gather" not in args.kinds else [])]
-        steps = {kind: build(kind, rows, args.width, device, args.bf16)[0] for kind in kinds}
-        losses = {kind: [step() for _ in range(2)][-1].item() for kind, step in steps.items()}
-        times: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for _ in range(args.repeats):
-            for kind, step in steps.items():
-                times[kind].append(timed(step, device))
-        for kind in kinds:
-            ratios = [t / s for t, s in zip(times[kind], times["siren"], strict=True)]
-            row = {
-                "coordinates": rows,
-                "formulation": kind,
-                "seconds_median": round(statistics.median(times[kind]), 5),
-                "seconds_best": round(min(times[kind]), 5),
-                "ratio_to_siren_median": round(statistics.median(ratios), 3),
-                "ratio_to_siren_of_bests": round(min(times[kind]) / min(times["siren"]), 3),
-                "peak_mib": round(peak_mib(kind, rows, args)) if args.memory and rows == max(args.sizes) else "",
-                "loss_after_2_steps": f"{losses[kind]:.6f}",
-                "width": args.width,
-                "precision": "bf16" if args.bf16 else "fp32",
-                "repeats": args.repeats,
-                "threads": torch.get_num_threads(),
-                "machine": machine(args.device),
-                "torch": torch.__version__,
-                "date": date.today().isoformat(),
-                "malloc": os.environ.get("MALLOC_MMAP_THRESHOLD_", "default"),
-            }
-            rows_of_table.append(row)
-            print(f"{rows:7d} {kind:>13} {row['seconds_median']:9.4f} s  x {row['ratio_to_siren_median']}", flush=True)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows_of_table[0]))
-            writer.writeheader()
-            writer.writerows(rows_of_table)
+        for row in measure(rows, args):
+            row |= {"width": args.width, "precision": "bf16" if args.bf16 else "fp32", **environment()}
+            print({k: row[k] for k in list(row)[:5]}, flush=True)
+            if args.out:
+                append_row(args.out, row)
+
+
+def memory_rows(rows: int, args: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """One row per formulation: peak memory."""
+    for kind in args.kinds:
+        yield {"coordinates": rows, "formulation": kind, "peak_mib": round(peak_mib(kind, rows, args))}
+
+
+def timing_rows(rows: int, args: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """One row per formulation: seconds a step, and their ratio to the reference's step of the same turn."""
+    device = torch.device(args.device)
+    kinds = [*args.kinds, *(["gather"] if rows <= args.gather_rows and "gather" not in args.kinds else [])]
+    steps = {kind: build(kind, rows, args.width, device, args.bf16)[0] for kind in kinds}
+    losses = {kind: [step() for _ in range(2)][-1].item() for kind, step in steps.items()}
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(args.repeats):
+        for kind, step in steps.items():
+            times[kind].append(timed(step, device))
+    for kind in kinds:
+        ratios = [t / s for t, s in zip(times[kind], times["siren"], strict=True)]
+        yield {
+            "coordinates": rows,
+            "formulation": kind,
+            "seconds_median": round(statistics.median(times[kind]), 5),
+            "ratio_to_siren_median": round(statistics.median(ratios), 3),
+            "ratio_to_siren_of_bests": round(min(times[kind]) / min(times["siren"]), 3),
+            "seconds_best": round(min(times[kind]), 5),
+            "loss_after_2_steps": f"{losses[kind]:.6f}",
+            "repeats": args.repeats,
+        }
 
 
 if __name__ == "__main__":

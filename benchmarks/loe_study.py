@@ -5,19 +5,18 @@ many parameters per pixel as one of width 256 has at 768 x 512, and tiles of 3 x
 Every variant trains all images side by side, once per seed and learning rate, with Adam.
 
     python -m benchmarks.loe_study --root KODAK --out results/loe_study.csv
-    python -m benchmarks.loe_study --table results/loe_study.csv      # the tables of docs/levels_of_experts.md
 """
 
 import argparse
 import functools
+import itertools
 import tempfile
-from datetime import date
 from pathlib import Path
 
-import pandas as pd
 import torch
 from lightning.pytorch import Trainer
 
+from benchmarks.common import append_row, environment, read_rows
 from callbacks import SegmentationMaps
 from datamodules import KodakDataModule
 from models import LevelsOfExperts
@@ -37,17 +36,6 @@ VARIANTS: dict[str, tuple[dict, str]] = {
     "equal_4": ({"experts": [16, 8, 4, MAP]}, "equal_bins"),
     "kmeans_4": ({"experts": [16, 8, 4, MAP]}, "kmeans"),
 }
-#: (better, worse) of the paper's claims, then of the controls that it lacks
-COMPARISONS = [
-    ("fine_to_coarse", "siren"),
-    ("otsu_4", "fine_to_coarse"),
-    ("otsu_4", "equal_4"),
-    ("otsu_4", "otsu_1"),
-    ("quad_tree", "siren"),
-    ("class_input", "siren"),
-    ("otsu_4", "siren_wide"),
-    ("fine_to_coarse", "siren_wide"),
-]
 
 
 def fit(name: str, seed: int, lr: float, args: argparse.Namespace) -> list[dict[str, object]]:
@@ -91,48 +79,10 @@ def fit(name: str, seed: int, lr: float, args: argparse.Namespace) -> list[dict[
             "width_pixels": model.sizes[i][1],
             "steps": args.steps,
             "precision": args.precision,
-            "torch": torch.__version__,
-            "date": date.today().isoformat(),
+            **environment(),
         }
         for i, image in enumerate(model.names)
     ]
-
-
-def markdown(path: Path) -> str:
-    """The tables: every variant at its best learning rate, and paired differences between variants."""
-    results = pd.read_csv(path)
-    best_lr = results.groupby(["variant", "lr"])["best_psnr"].mean().groupby("variant").idxmax()
-    chosen = pd.concat([results[(results.variant == v) & (results.lr == lr)] for v, lr in best_lr])
-    first = results.iloc[0]
-    lines = [
-        f"{results.image.nunique()} images of {first.width_pixels} x {first.height_pixels} pixels (or upright), "
-        f"{results.seed.nunique()} seeds, {first.steps} steps; each variant at the learning rate of its highest mean.",
-        "",
-        "| variant | parameters | lr | best PSNR: mean | lowest | highest | last PSNR: mean | map, bits per pixel |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name in [v for v in VARIANTS if v in set(chosen.variant)]:
-        rows = chosen[chosen.variant == name]
-        lines.append(
-            f"| {name} | {rows.parameters.iloc[0]} | {rows.lr.iloc[0]:g} | {rows.best_psnr.mean():.2f} | "
-            f"{rows.best_psnr.min():.2f} | {rows.best_psnr.max():.2f} | {rows.psnr.mean():.2f} | "
-            f"{rows.map_bits_per_pixel.mean():.3f} |"
-        )
-    lines += [
-        "",
-        "| difference | best PSNR: mean | std over image and seed | wins | last PSNR: mean |",
-        "|---|---|---|---|---|",
-    ]
-    table = chosen.set_index(["image", "seed"])
-    for a, b in COMPARISONS:
-        if {a, b} <= set(chosen.variant):
-            pairs = {k: table[table.variant == a][k] - table[table.variant == b][k] for k in ("best_psnr", "psnr")}
-            best = pairs["best_psnr"]
-            lines.append(
-                f"| {a} - {b} | {best.mean():+.2f} | {best.std():.2f} | {(best > 0).sum()} of {len(best)} | "
-                f"{pairs['psnr'].mean():+.2f} |"
-            )
-    return "\n".join(lines)
 
 
 def parse_args() -> argparse.Namespace:
@@ -148,27 +98,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--evaluations", type=int, default=20)
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--precision", default="32-true")
-    parser.add_argument("--out", type=Path, help="CSV file; runs that it holds are not repeated")
-    parser.add_argument("--table", type=Path, help="print the tables of this CSV file instead")
+    parser.add_argument("--out", type=Path, required=True, help="CSV file; runs that it holds are not repeated")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if args.table:
-        print(markdown(args.table))
-        return
-    rows = pd.read_csv(args.out).to_dict("records") if args.out.exists() else []
-    done = {(row["variant"], row["seed"], row["lr"]) for row in rows}
-    for lr in args.lrs:
-        for seed in args.seeds:
-            for name in args.variants:
-                if (name, seed, lr) in done:
-                    continue
-                rows += fit(name, seed, lr, args)
-                pd.DataFrame(rows).to_csv(args.out, index=False)
-                mean = sum(float(r["best_psnr"]) for r in rows[-6:]) / 6  # type: ignore[arg-type]
-                print(f"{name:>15} seed {seed} lr {lr:g}: {mean:.2f} dB", flush=True)
+    done = {(row["variant"], int(row["seed"]), float(row["lr"])) for row in read_rows(args.out)}
+    for lr, seed, name in itertools.product(args.lrs, args.seeds, args.variants):
+        if (name, seed, lr) in done:
+            continue
+        rows = fit(name, seed, lr, args)
+        for row in rows:
+            append_row(args.out, row)
+        mean = sum(float(str(row["best_psnr"])) for row in rows) / len(rows)
+        print(f"{name:>15} seed {seed} lr {lr:g}: {mean:.2f} dB", flush=True)
 
 
 if __name__ == "__main__":
