@@ -274,7 +274,8 @@ class LevelsOfExperts(BaseMethod):
             target = 2 * batch["image"].flatten(2).transpose(1, 2) - 1
             rows = self._sorted(coords.flatten(1, 2), classes)
             order = rows.order[..., None].expand(-1, -1, 3)
-            self._rows = (coords, rows._replace(target=torch.gather(target, 1, order)))
+            networks = self._own_rows(batch["index"])  # kept, because reading the index waits for the device
+            self._rows = (coords, rows._replace(target=torch.gather(target, 1, order), networks=networks))
         return self._rows[1]
 
     def _sorted(self, coords: Tensor, classes: Tensor | None) -> Rows:
@@ -294,26 +295,25 @@ class LevelsOfExperts(BaseMethod):
         fitting = self._trainer is not None and self._trainer.state.fn == "fit"
         return self.weights == "best" and not fitting
 
-    def _forward_in_parts(self, rows: Rows, networks: list[int], size: int | None, keep: bool) -> Tensor:
+    def _forward_in_parts(self, rows: Rows, size: int | None, keep: bool) -> Tensor:
         total = rows.inputs.shape[1]
         if size is None or size >= total:
-            return self(rows.inputs, rows.segments, networks)
+            return self(rows.inputs, rows.segments, rows.networks)
         parts = []
         for start in range(0, total, size):
             stop = min(start + size, total)
             cut = [[clip_segments(runs, start, stop) for runs in level] for level in rows.segments]
             inputs = rows.inputs[:, start:stop]
             if keep:
-                parts.append(cast(Tensor, recompute(self.forward, inputs, cut, networks, use_reentrant=False)))
+                parts.append(cast(Tensor, recompute(self.forward, inputs, cut, rows.networks, use_reentrant=False)))
             else:
-                parts.append(self(inputs, cut, networks))
+                parts.append(self(inputs, cut, rows.networks))
         return torch.cat(parts, 1)
 
     def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
         """Mean squared error per image over all pixels and channels on [-1, 1]; `loss` is their mean over images."""
-        networks = self._own_rows(batch["index"])
         rows = self._prepare(batch)
-        out = self._forward_in_parts(rows, networks, self.rows_at_once, keep=split == "train")
+        out = self._forward_in_parts(rows, self.rows_at_once, keep=split == "train")
         losses = (out - rows.target).square().mean((1, 2))
         good = losses.detach().isfinite() & (losses.detach() < DIVERGED_LOSS)
         # A diverged image must not spoil the others' figure, nor their gradients.
@@ -586,8 +586,8 @@ class LevelsOfExperts(BaseMethod):
             here = None
             if classes is not None:
                 here = nearest(upright(classes[b].view(1, *shape), size)[0], coords, grid).flatten()[None]
-            rows = self._sorted(coords.flatten(0, 1)[None], here)
-            out = self._forward_in_parts(rows, [row], RENDERED_ROWS, keep=False)
+            rows = self._sorted(coords.flatten(0, 1)[None], here)._replace(networks=[row])
+            out = self._forward_in_parts(rows, RENDERED_ROWS, keep=False)
             pixels = torch.empty_like(out[0])
             pixels[rows.order[0]] = out[0]
             pictures.append(to_8bit(pixels).T.reshape(3, height, width))

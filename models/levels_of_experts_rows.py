@@ -24,6 +24,7 @@ class Rows(NamedTuple):
     target: Tensor  # (B, N, 3) float32 in [-1, 1]; empty where there is none
     order: Tensor  # (B, N) int64, row i is pixel order[i]
     segments: list[list[list[Segment]]]  # layer -> network -> runs
+    networks: list[int]  # of this rank, one per image of the batch
 
 
 def sorted_rows(
@@ -43,7 +44,7 @@ def sorted_rows(
         one_hot: number of classes to append to the coordinates as a one-hot vector; None: nothing is appended.
 
     Returns:
-        the rows, without targets.
+        the rows, without targets and networks.
     """
     inputs, orders, runs = [], [], []
     for b, xy in enumerate(coords):
@@ -55,7 +56,7 @@ def sorted_rows(
         orders.append(sort.order)
         runs.append(sort.segments)
     segments = [[network[level] for network in runs] for level in range(len(experts))]
-    return Rows(torch.stack(inputs), torch.empty(0), torch.stack(orders), segments)
+    return Rows(torch.stack(inputs), torch.empty(0), torch.stack(orders), segments, [])
 
 
 def _expert_index(kind: Expert, offset: float, coords: Tensor, labels: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ def test_a_fit_leaves_exactly_these_files(fitted: tuple[Path, Path]) -> None:
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "figures/segmentation.png",
+        "figures/separability.png",
         "figures/training_curves.png",
         "figures/origin_paths.png",
     }

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from framework.errors import DataError
-from framework.figures import origin_paths, segmentation_panel, training_curves
+from framework.figures import origin_paths, segmentation_panel, separability, training_curves
 
 
 def test_a_segmentation_panel_has_a_row_per_image_and_states_error_and_iou() -> None:
@@ -50,6 +50,23 @@ def test_origin_paths_end_where_the_origins_are() -> None:
     assert ends == [2.0, 4.0]
 
 
+def test_separability_shows_both_distances_and_the_bayes_limit() -> None:
+    # golden values of the specification: equal deviations one and two deviations apart
+    figure = separability(np.array([[0.0], [1.0], [2.0]]), np.ones((3, 1)))
+    texts = [t.get_text() for t in figure.axes[0].texts]
+    assert texts[0] == "H 0.000\n$H^2$ 0.000"
+    assert texts[1] == "H 0.343\n$H^2$ 0.118"
+    assert texts[2] == "H 0.627\n$H^2$ 0.393"
+    two = separability(np.array([[0.0], [2.0]]), np.ones((2, 1)))
+    assert "accuracy 0.8413" in two.axes[0].get_title()
+
+
+def test_separability_multiplies_the_overlap_of_independent_channels() -> None:
+    figure = separability(np.array([[0.0, 0.0], [1.0, 2.0]]), np.ones((2, 2)))
+    squared = 1 - (1 - 0.1175) * (1 - 0.3935)
+    assert f"$H^2$ {squared:.3f}" in figure.axes[0].texts[1].get_text()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -57,6 +74,7 @@ def test_origin_paths_end_where_the_origins_are() -> None:
             lambda: segmentation_panel(np.zeros((1, 1, 4, 4)), np.zeros((1, 4, 4)), np.zeros((1, 4, 5)), 2),
             "segmentation_panel",
         ),
+        (lambda: separability(np.zeros((2, 1)), np.zeros((3, 1))), "separability"),
         (lambda: training_curves(pd.DataFrame({"epoch": [0]})), "no 'split/name' column"),
         (lambda: origin_paths(np.zeros((2, 2)), np.zeros(3), np.zeros((1, 4)), np.zeros(5)), "origin_paths"),
     ],

@@ -9,6 +9,7 @@ from framework.figures.implicit import (
 )
 from framework.figures.origins import origin_paths
 from framework.figures.segmentation import segmentation_panel
+from framework.figures.separability import separability
 
 __all__ = [
     "error_panel",
@@ -17,5 +18,6 @@ __all__ = [
     "reconstruction_panel",
     "segmentation_map_panel",
     "segmentation_panel",
+    "separability",
     "training_curves",
 ]

@@ -56,7 +56,8 @@ def test_figure_and_table_state_the_cost_in_bits(pictures: Path, tmp_path: Path)
     model = make_model()
     fit(model, pictures, steps=1, epochs=1, logger=CSVLogger(tmp_path / "run", name="", version=""))
     table = pd.read_csv(tmp_path / "run" / "segmentation_maps.csv")
-    upright = [
+    sizes = zip(model.segmentation_maps.numpy(), model.sizes, strict=True)
+    upright = [m.T if h > w else m for m, (h, w) in sizes]
         m.numpy().T if h > w else m.numpy() for m, (h, w) in zip(model.segmentation_maps, model.sizes, strict=True)
     ]
     for key in ("entropy", "png", "context"):
