@@ -58,8 +58,6 @@ def test_figure_and_table_state_the_cost_in_bits(pictures: Path, tmp_path: Path)
     table = pd.read_csv(tmp_path / "run" / "segmentation_maps.csv")
     sizes = zip(model.segmentation_maps.numpy(), model.sizes, strict=True)
     upright = [m.T if h > w else m for m, (h, w) in sizes]
-        m.numpy().T if h > w else m.numpy() for m, (h, w) in zip(model.segmentation_maps, model.sizes, strict=True)
-    ]
     for key in ("entropy", "png", "context"):
         assert table[key].tolist() == pytest.approx([map_bits(m, 4)[key] for m in upright], abs=1e-4)
     images = pd.read_csv(tmp_path / "run" / "images.csv")
