@@ -5,6 +5,7 @@ a luminance segmentation. The networks of a run are independent: their weights a
 and on several processes every rank owns some of them.
 """
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -12,7 +13,6 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -422,9 +422,10 @@ class LevelsOfExperts(BaseMethod):
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         value[rows] = 0
         names = [self._own(self.names)[row] for row in rows.tolist()]
-        rank_zero_warn(
+        warnings.warn(  # on the rank that owns them, not on the first alone
             f"{few(names)} diverged at step {self.global_step} and stays at its best weights; the other images go on. "
-            "Lower the learning rate (model.optimizer.init_args.lr)."
+            "Lower the learning rate (model.optimizer.init_args.lr).",
+            stacklevel=2,
         )
         if not is_distributed():
             self._stop_if_all_diverged(self.progress["diverged_step"])

@@ -57,11 +57,12 @@ class LevelsOfExpertsNetwork(nn.Module):
             segments: for every sine layer the runs of its experts per network, as ExpertLinear takes them.
 
         Returns:
-            (B, N, out_features) float32.
+            (B, N, out_features), at least float32.
         """
         for layer, runs in zip(self.layers, segments, strict=True):
             x = layer(x, segments=runs)
-        return self.last(x).float()
+        y = self.last(x)
+        return y.to(torch.promote_types(y.dtype, torch.float32))
 
 
 def name_seed(seed: int, name: str) -> int:

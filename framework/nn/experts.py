@@ -179,7 +179,8 @@ class ExpertLinear(nn.Module):
             raise DataError(f"ExpertLinear: expected an input {expected}, got {tuple(x.shape)}")
         if index is not None and segments is not None:
             raise ConfigError("ExpertLinear: give index or segments, not both")
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if gain != 1.0:
             weight, bias = gain * weight, None if bias is None else gain * bias
         if not batched:

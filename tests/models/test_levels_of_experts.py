@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -294,3 +295,18 @@ def test_bfloat16_reconstructs_what_float32_does(pictures: Path) -> None:
     short = make_model()
     fit(short, pictures, epochs=3, precision="bf16-mixed")
     assert [v for _, v in short.history][-1] == pytest.approx(model.history[-1][1], abs=0.5)
+
+
+@pytest.mark.slow
+def test_all_of_kodak_in_one_fit(shared_data: Path, tmp_path: Path) -> None:
+    from lightning.pytorch.loggers import CSVLogger
+
+    model = make_model(experts=[16, 8, 4, "map"])
+    options = {"images": "kodim*.png", "data": {"scale": 0.125}, "logger": CSVLogger(tmp_path, name="", version="")}
+    fit(model, shared_data / "kodak", steps=5, epochs=2, default_root_dir=tmp_path, **options)
+    table = pd.read_csv(tmp_path / "images.csv")
+    assert table["image"].tolist() == [f"kodim{i:02d}" for i in range(1, 25)]
+    assert table["psnr"].between(5, 40).all()
+    alone = make_model(experts=[16, 8, 4, "map"])
+    fit(alone, shared_data / "kodak", "kodim19.png", steps=5, data={"scale": 0.125}, default_root_dir=tmp_path)
+    assert alone.history[-1][1][0] == pytest.approx(model.history[-1][1][18], abs=1e-6)
