@@ -78,7 +78,6 @@ class KodakDataModule(BaseDataModule):
         grid: `pixel_center` coordinates, or `inclusive` ones from -1 to 1.
         steps_per_epoch: training steps over the same batch that make an epoch.
         eval_batch_size: images per evaluation step and rank; None: all of the rank's.
-        seed: unused by the data, which is not random; kept for the training order's interface.
 
     Raises:
         ConfigError: values out of range. DataError: missing, broken or equally named files, or sizes that do not stack.
@@ -93,9 +92,8 @@ class KodakDataModule(BaseDataModule):
         grid: Grid = "pixel_center",
         steps_per_epoch: int = 100,
         eval_batch_size: int | None = None,
-        seed: int = 0,
     ) -> None:
-        super().__init__(batch_size=1, eval_batch_size=eval_batch_size, seed=seed)
+        super().__init__(batch_size=1, eval_batch_size=eval_batch_size)
         if not 0 < scale <= 16:
             raise ConfigError(f"data.scale: expected a factor above 0 and at most 16, got {scale}")
         if crop is not None and (len(crop) != 2 or min(crop) < 1):
