@@ -57,6 +57,38 @@ def provenance(frame: pd.DataFrame) -> str:
 
 
 @table
+def korigins_summary() -> str:
+    """One row per experiment: the paper's claim and our figure."""
+    epochs, e5 = read("korigins_epochs"), read("korigins_e5")
+
+    def ours(variant: str) -> str:
+        group = epochs[epochs["variant"] == variant]
+        parts = [
+            f"{'K' if variant.startswith('K-') else ''}RFL{rfl}: {', '.join(g.sort_values('seed')['epochs_to_goal'])}"
+            for rfl, g in group.groupby("rfl", sort=False)
+        ]
+        return "; ".join(parts)
+
+    def seconds(variant: str) -> str:
+        return spread(epochs[epochs["variant"] == variant]["seconds"], 0) + " s a run"
+
+    best = {row["variant"]: f"{row['variant']} {float(row['best_iou']):.3f}" for _, row in e5.iterrows()}
+    first, every = "K-Origins, first level only", "K-Origins, every level"
+    not_run = "configuration, not run"
+    plain_trend = "about 10 epochs, and only with a field above the object's size"
+    rows = [
+        ["E0, one origin", "ends between the two means", not_run, ""],
+        ["E1, plain networks", plain_trend, ours("plain"), seconds("plain")],
+        ["E2, K-networks, first level", "about 3 epochs at any field", ours(first), seconds(first)],
+        ["E2, K-networks, every level", "the same", ours(every), seconds(every)],
+        ["E3, low contrast", "accuracy follows the Hellinger distance", not_run, ""],
+        ["E4, several colours", "near perfect; plain needs a larger field", not_run, ""],
+        ["E5, parameters", "187 k with the layer = 1.4 M without", "best IoU: " + "; ".join(best.values()), ""],
+    ]
+    return markdown(["experiment", "the paper's trend", "ours: epochs to 0.99 IoU, one per seed", "time"], rows)
+
+
+@table
 def korigins_epochs() -> str:
     """Epochs to the goal per seed, and the best IoU, by variant and network."""
     frame = read("korigins_epochs")
@@ -147,6 +179,76 @@ def key_filters_speed() -> str:
     frame = read("key_filters_speed")
     columns = {"work": "work", "channels": "channels", "side": "side", "ms": "ms", "over_plain": "over plain"}
     return markdown(list(columns.values()), frame[list(columns)].to_numpy().tolist()) + provenance(frame)
+
+
+
+
+@table
+def loe_step() -> str:
+    """Step time of every formulation of an expert network, as multiples of plain SIREN's."""
+    frame = read("loe_step")
+    sizes = list(frame["coordinates"].unique())
+    rows = []
+    for formulation, group in frame.groupby("formulation", sort=False):
+        by_size = group.set_index("coordinates")
+        seconds, ratio = by_size["seconds_median"], by_size["ratio_to_siren_median"]
+        cells = [f"{float(seconds[n]):.3f} s ({float(ratio[n]):.2f} x)" if n in by_size.index else "-" for n in sizes]
+        rows.append([str(formulation), *cells])
+    return markdown(["formulation", *(f"{n} coordinates" for n in sizes)], rows) + provenance(frame)
+
+
+@table
+def loe_memory() -> str:
+    """Peak memory of a step."""
+    frame = read("loe_memory")
+    columns = {"formulation": "formulation", "coordinates": "coordinates", "peak_mib": "peak above the start, MiB"}
+    return markdown(list(columns.values()), frame[list(columns)].to_numpy().tolist()) + provenance(frame)
+
+
+@table
+def loe_variants() -> str:
+    """PSNR of every variant over images and seeds."""
+    frame = _loe_study()
+    rows = []
+    for variant, group in frame.groupby("variant", sort=False):
+        best = group["best_psnr"]
+        rows.append([str(variant), str(group["parameters"].iloc[0]), f"{best.mean():.2f}", f"{best.min():.2f}",
+                     f"{best.max():.2f}", f"{group['psnr'].mean():.2f}", f"{group['map_bits_per_pixel'].mean():.3f}",
+                     f"{group['seed'].nunique()}"])  # fmt: skip
+    header = ["variant", "parameters", "best PSNR, mean", "lowest", "highest", "last PSNR, mean", "map, bits per pixel"]
+    return markdown([*header, "seeds"], rows) + provenance(read("loe_study"))
+
+
+@table
+def loe_differences() -> str:
+    """Paired differences: the paper's claims first, then the controls."""
+    frame = _loe_study().set_index(["image", "seed"])
+    pairs = [
+        ("fine_to_coarse", "siren"),
+        ("otsu_4", "fine_to_coarse"),
+        ("otsu_4", "equal_4"),
+        ("otsu_4", "otsu_1"),
+        ("otsu_4", "otsu_2"),
+        ("otsu_4", "otsu_3"),
+        ("quad_tree", "siren"),
+        ("class_input", "siren"),
+        ("fine_to_coarse", "siren_wide"),
+        ("otsu_4", "siren_wide"),
+    ]
+    rows = []
+    for a, b in pairs:
+        ours, other = (frame[frame["variant"] == v] for v in (a, b))
+        best = (ours["best_psnr"] - other["best_psnr"]).dropna()
+        last = (ours["psnr"] - other["psnr"]).dropna()
+        rows.append([f"{a} - {b}", f"{best.mean():+.2f} ± {best.std():.2f}", f"{(best > 0).sum()} of {len(best)}",
+                     f"{last.mean():+.2f} ± {last.std():.2f}", f"{(last > 0).sum()} of {len(last)}"])  # fmt: skip
+    return markdown(["difference", "best PSNR, dB", "above 0", "last PSNR, dB", "above 0"], rows)
+
+
+def _loe_study() -> pd.DataFrame:
+    frame = read("loe_study")
+    numbers = ["seed", "psnr", "best_psnr", "map_bits_per_pixel"]
+    return frame.assign(**{name: pd.to_numeric(frame[name]) for name in numbers})
 
 
 def render(text: str) -> str:

@@ -5,5 +5,13 @@ from callbacks.filter_replacement import FilterReplacement
 from callbacks.interrupt_checkpoint import InterruptCheckpoint
 from callbacks.origin_paths import OriginPaths
 from callbacks.prediction_writer import PredictionWriter
+from callbacks.segmentation_maps import SegmentationMaps
 
-__all__ = ["FigureWriter", "FilterReplacement", "InterruptCheckpoint", "OriginPaths", "PredictionWriter"]
+__all__ = [
+    "FigureWriter",
+    "FilterReplacement",
+    "InterruptCheckpoint",
+    "OriginPaths",
+    "PredictionWriter",
+    "SegmentationMaps",
+]

@@ -2,6 +2,13 @@
 
 from datamodules.generated_images import GeneratedImagesDataModule
 from datamodules.imagenet import ImageFolderDataModule, ImageNetDataModule
+from datamodules.kodak import KodakDataModule
 from datamodules.squares import SquaresDataModule
 
-__all__ = ["GeneratedImagesDataModule", "ImageFolderDataModule", "ImageNetDataModule", "SquaresDataModule"]
+__all__ = [
+    "GeneratedImagesDataModule",
+    "ImageFolderDataModule",
+    "ImageNetDataModule",
+    "KodakDataModule",
+    "SquaresDataModule",
+]

@@ -1,5 +1,6 @@
 """The layers and the mathematics behind them: plain torch and numpy, no Lightning, no data, no plotting."""
 
+from framework.nn.experts import ExpertLinear, NestedSort, Segment, clip_segments, nested_sort, tile_index
 from framework.nn.filter_banks import (
     BANKS,
     Match,
@@ -24,6 +25,7 @@ from framework.nn.intensity import (
 )
 from framework.nn.key_filters import KeyFilterFit, fit_key_filters, idealised_bank, key_filter, load_filters
 from framework.nn.korigins import FoldedKOrigins, KOrigins, fold_korigins
+from framework.nn.luminance import equal_bins, kmeans_colours, luminance, map_bits, multi_otsu
 from framework.nn.replacement import (
     ReferenceStatistics,
     SharedPrefix,
@@ -34,24 +36,33 @@ from framework.nn.replacement import (
 )
 from framework.nn.scale_space import discrete_gaussian, remove_mean, spread
 from framework.nn.scale_space_conv import ScaleSpaceDepthwiseConv2d
+from framework.nn.siren import Grid, SineLayer, coordinate_grid, siren_bound, siren_init_
 
 __all__ = [
     "BANKS",
+    "ExpertLinear",
     "FoldedKOrigins",
+    "Grid",
     "KOrigins",
     "KeyFilterFit",
     "Match",
+    "NestedSort",
     "ReferenceStatistics",
     "ScaleSpaceDepthwiseConv2d",
+    "Segment",
     "SharedPrefix",
+    "SineLayer",
     "approximate",
     "bank_parameters",
     "bayes_accuracy",
     "bayes_confusion",
     "bayes_iou",
+    "clip_segments",
+    "coordinate_grid",
     "depthwise_convolutions",
     "depthwise_weights",
     "discrete_gaussian",
+    "equal_bins",
     "evaluating",
     "fit_key_filters",
     "fold_korigins",
@@ -60,16 +71,24 @@ __all__ = [
     "idealised_bank",
     "key_filter",
     "key_lines",
+    "kmeans_colours",
     "load_filters",
+    "luminance",
     "make_bank",
+    "map_bits",
     "match_filters",
+    "multi_otsu",
     "multi_otsu_statistics",
+    "nested_sort",
     "origins_from_statistics",
     "random_bank",
     "recalibrated",
     "reference_statistics",
     "refit_bank",
     "remove_mean",
+    "siren_bound",
+    "siren_init_",
     "spread",
     "swapped",
+    "tile_index",
 ]
