@@ -101,12 +101,15 @@ def _roll(
 ) -> Tape:
     """Chains of `lengths` (falling) steps from one start, one per matrix: emit(chain, step, (n, C))."""
     tape: Tape = []
-    z = z0.repeat(len(lengths), 1, 1)
+    z, chains = z0.repeat(len(lengths), 1, 1), len(lengths)
+    states = z.unbind(0)
     for step in range(1, lengths[0] + 1):
-        alive = sum(length >= step for length in lengths)
-        _advance(z[:alive], weight[:alive], plan, tape if keep else None)
-        for chain in range(alive):
-            emit(chain, step, z[chain])
+        if lengths[chains - 1] < step:  # the shorter chain has reached the border
+            chains = sum(length >= step for length in lengths)
+            z, weight = z[:chains], weight[:chains]
+        _advance(z, weight, plan, tape if keep else None)
+        for chain in range(chains):
+            emit(chain, step, states[chain])
     return tape
 
 
@@ -155,12 +158,12 @@ class _Route:
     def _cell(self, chain: int, step: int, start: int) -> int:
         return start + step if chain % 2 == 0 else start - step
 
-    def _slice(self, image: Tensor, at: int) -> Tensor:
-        """(B, line, C) of an image (B, H, W, C): row `at` for the horizontal line, column `at` for the vertical one."""
-        return image[:, at] if self.axis == 0 else image[:, :, at]
+    def _lines(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Every (B, line, C) of an image (B, H, W, C): the rows for a horizontal line, the columns for a vertical one."""
+        return image.unbind(1 + self.axis)
 
-    def forward(self, q: Tensor, weight: Tensor, out: Tensor | None, keep: bool) -> list[Tape]:
-        """Adds share x the map of q (B, M, C), summed over M, to out (B, H, W, C); returns the tapes."""
+    def forward(self, q: Tensor, weight: Tensor, out: Tensor | None, fresh: bool, keep: bool) -> list[Tape]:
+        """Adds share x the map of q (B, M, C), summed over M, to out (B, H, W, C), or writes it; returns the tapes."""
         batch, paths, channels = q.shape
         plan, tapes = self.plan, []
         line = q.new_empty(batch * paths, self.line_length, channels)
@@ -173,11 +176,16 @@ class _Route:
             lengths = [plan.length(d) for d in bank]
             tapes.append(_roll(q.flatten(0, 1), weight[bank], lengths, plan, along, keep))
 
+        targets = () if out is None else self._lines(out)  # without `out`: a checkpoint's second run, for its tapes
+
         def add(at: int, z: Tensor) -> None:
-            if out is None:  # a checkpoint's second run, for its tapes only
+            if not targets:
                 return
-            z = z.view(batch, paths, self.line_length, channels)
-            self._slice(out, at).add_(z.sum(1) if paths > 1 else z[:, 0], alpha=self.share)
+            z = z.view(batch, paths, self.line_length, channels).sum(1) if paths > 1 else z.view_as(targets[at])
+            if fresh:
+                torch.mul(z, self.share, out=targets[at])
+            else:
+                targets[at].add_(z, alpha=self.share)
 
         add(self.cross_start, line)
         for bank in _banks(1 - self.axis, plan, q.device):
@@ -193,10 +201,10 @@ class _Route:
         """The adjoint of `forward` for the map's gradient g (B, H, W, C): gradient of q, adds to grad_weight."""
         batch, paths, channels = q.shape
         plan = self.plan
-        g_line = q.new_zeros(batch * paths, self.line_length, channels)
+        g_line, received = q.new_zeros(batch * paths, self.line_length, channels), self._lines(g)
 
         def add(at: int, into: Tensor) -> None:
-            into.view(batch, paths, self.line_length, channels).add_(self._slice(g, at).unsqueeze(1), alpha=self.share)
+            into.view(batch, paths, -1, channels).add_(received[at].unsqueeze(1), alpha=self.share)
 
         add(self.cross_start, g_line)
         for bank in reversed(_banks(1 - self.axis, plan, q.device)):
@@ -286,13 +294,13 @@ class _Wavefront:
         first, last = int(run[0] == 0), len(run) - int(run[-1] == diagonal)
         cells[:, first:last] *= 0.5
 
-    def forward(self, q: Tensor, weight: Tensor, out: Tensor | None, keep: bool) -> list[Tape]:
-        """Adds the map of q (B, M, C), summed over M, to out (B, H, W, C)."""
+    def forward(self, q: Tensor, weight: Tensor, out: Tensor | None, fresh: bool, keep: bool) -> list[Tape]:
+        """Adds the map of q (B, M, C), summed over M, to out (B, H, W, C), or writes it; returns the tape."""
         batch, paths, channels = q.shape
         stacked = self.stacked(weight)
         z = q.flatten(0, 1).expand(len(self.pairs), 1, -1, -1).contiguous()
         tape: Tape = []
-        self._put(z, 0, out, paths)
+        self._put(z, 0, out, fresh, paths)
         for diagonal in self.diagonals:
             factor, rstd = normalized(z, self.plan.eps) if self.plan.normalize else (z, None)
             factor = factor.to(self.plan.product)
@@ -300,15 +308,18 @@ class _Wavefront:
             if keep:
                 tape.append((factor, rstd))
             z = self._mix(z, product.view(*z.shape[:3], 2, channels), diagonal)
-            self._put(z, diagonal, out, paths)
+            self._put(z, diagonal, out, fresh, paths)
         return [tape]
 
-    def _put(self, z: Tensor, diagonal: int, out: Tensor | None, paths: int) -> None:
-        if out is None:  # a checkpoint's second run, for its tape only
+    def _put(self, z: Tensor, diagonal: int, out: Tensor | None, fresh: bool, paths: int) -> None:
+        if out is None:  # a checkpoint's second run, for its tape
             return
         source, target = self.cells(diagonal, z.device)
         cells = z.flatten(0, 1)[source].unflatten(1, (-1, paths)).sum(2)
-        out.flatten(1, 2)[:, target] += cells.transpose(0, 1)
+        if fresh:
+            out.flatten(1, 2)[:, target] = cells.transpose(0, 1)
+        else:
+            out.flatten(1, 2)[:, target] += cells.transpose(0, 1)
 
     def backward(self, q: Tensor, weight: Tensor, g: Tensor, tapes: list[Tape], grad_weight: Tensor) -> Tensor:
         """The adjoint of `forward`."""
@@ -371,13 +382,13 @@ class _FinolaMap(torch.autograd.Function):
         ctx.plan, ctx.checkpoint = plan, checkpoint
         ctx.save_for_backward(q, weight)
         keep = not checkpoint and any(ctx.needs_input_grad[:2])
-        out = q.new_zeros(len(q), *plan.size, q.shape[-1])
+        out = q.new_empty(len(q), *plan.size, q.shape[-1])
         factors = weight.to(plan.product)
         ctx.tapes = []
         with torch.autocast(q.device.type, enabled=False):
             for part in _parts(plan):
                 for path in _paths(q, checkpoint):
-                    ctx.tapes.append(part.forward(path, factors, out, keep))
+                    ctx.tapes.append(part.forward(path, factors, out, not ctx.tapes, keep))
         return out
 
     @staticmethod
@@ -394,7 +405,7 @@ class _FinolaMap(torch.autograd.Function):
                     # copied lists: the tensors stay for a second backward with retain_graph
                     tapes = [list(tape) for tape in next(kept)]
                     if ctx.checkpoint:
-                        tapes = part.forward(path, factors, None, True)
+                        tapes = part.forward(path, factors, None, False, True)
                     grad_path += part.backward(path, factors, g, tapes, grad_weight)
         return grad_q, grad_weight, None, None
 
