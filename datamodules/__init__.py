@@ -1,5 +1,6 @@
 """Data modules; they know nothing of the models."""
 
+from datamodules.imagenet import ImageFolderDataModule, ImageNetDataModule
 from datamodules.squares import SquaresDataModule
 
-__all__ = ["SquaresDataModule"]
+__all__ = ["ImageFolderDataModule", "ImageNetDataModule", "SquaresDataModule"]
