@@ -2,7 +2,14 @@
 
 from callbacks.figure_writer import FigureWriter
 from callbacks.interrupt_checkpoint import InterruptCheckpoint
+from callbacks.linear_probe import LinearProbe
 from callbacks.origin_paths import OriginPaths
 from callbacks.prediction_writer import PredictionWriter
 
-__all__ = ["FigureWriter", "InterruptCheckpoint", "OriginPaths", "PredictionWriter"]
+__all__ = [
+    "FigureWriter",
+    "InterruptCheckpoint",
+    "LinearProbe",
+    "OriginPaths",
+    "PredictionWriter",
+]

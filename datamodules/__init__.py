@@ -1,6 +1,12 @@
 """Data modules; they know nothing of the models."""
 
 from datamodules.imagenet import ImageFolderDataModule, ImageNetDataModule
+from datamodules.photographs import PhotographsDataModule
 from datamodules.squares import SquaresDataModule
 
-__all__ = ["ImageFolderDataModule", "ImageNetDataModule", "SquaresDataModule"]
+__all__ = [
+    "ImageFolderDataModule",
+    "ImageNetDataModule",
+    "PhotographsDataModule",
+    "SquaresDataModule",
+]

@@ -1,7 +1,7 @@
-"""FINOLA: an image's feature map grown from one vector by first-order norm + linear steps (arXiv 2305.16319, 2310.12976).
+"""FINOLA: a feature map grown from one vector by first-order norm + linear steps (arXiv 2305.16319, 2310.12976).
 
-One step to the right is z(x+1, y) = z(x, y) + A zhat(x, y), one step down z(x, y+1) = z(x, y) + B zhat(x, y), where zhat
-is z normalised over its channels. The matrices are shared by all positions and all images.
+One step to the right is z(x+1, y) = z(x, y) + A zhat(x, y), one down z(x, y+1) = z(x, y) + B zhat(x, y), where zhat is
+z normalised over its channels. The matrices are shared by all positions and all images.
 """
 
 from collections.abc import Callable, Sequence
@@ -97,7 +97,12 @@ def _norm_adjoint(g: Tensor, zhat: Tensor) -> Tensor:
 
 
 def _roll(
-    z0: Tensor, weight: Tensor, lengths: Sequence[int], plan: _Plan, emit: Callable[[int, int, Tensor], None], keep: bool
+    z0: Tensor,
+    weight: Tensor,
+    lengths: Sequence[int],
+    plan: _Plan,
+    emit: Callable[[int, int, Tensor], None],
+    keep: bool,
 ) -> Tape:
     """Chains of `lengths` (falling) steps from one start, one per matrix: emit(chain, step, (n, C))."""
     tape: Tape = []
@@ -159,7 +164,7 @@ class _Route:
         return start + step if chain % 2 == 0 else start - step
 
     def _lines(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Every (B, line, C) of an image (B, H, W, C): the rows for a horizontal line, the columns for a vertical one."""
+        """Every (B, line, C) of an image (B, H, W, C): rows for the horizontal line, columns for the vertical one."""
         return image.unbind(1 + self.axis)
 
     def forward(self, q: Tensor, weight: Tensor, out: Tensor | None, fresh: bool, keep: bool) -> list[Tape]:
@@ -296,7 +301,7 @@ class _Wavefront:
 
     def forward(self, q: Tensor, weight: Tensor, out: Tensor | None, fresh: bool, keep: bool) -> list[Tape]:
         """Adds the map of q (B, M, C), summed over M, to out (B, H, W, C), or writes it; returns the tape."""
-        batch, paths, channels = q.shape
+        _, paths, channels = q.shape
         stacked = self.stacked(weight)
         z = q.flatten(0, 1).expand(len(self.pairs), 1, -1, -1).contiguous()
         tape: Tape = []
@@ -510,6 +515,23 @@ class Finola(nn.Module):
             paths = (paths if q.dim() == 3 else paths.unsqueeze(1)).contiguous()
             grown = cast(Tensor, _FinolaMap.apply(paths, self.directional().to(state), plan, self.checkpoint))
         return grown.permute(0, 3, 1, 2)
+
+    def walk(self, z: Tensor, direction: Literal["right", "left", "down", "up"], steps: int) -> Tensor:
+        """phi^steps in one direction, every vector by itself.
+
+        Args:
+            z: (..., C), any real dtype.
+            direction: whose matrix is used.
+            steps: 0 or more.
+
+        Returns:
+            (..., C) float32 (float64 for float64).
+        """
+        matrix = self.directional()[DIRECTIONS.index(direction)]
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        for _ in range(steps):
+            z = z + nn.functional.linear(normalized(z, self.eps)[0] if self.normalize else z, matrix)
+        return z
 
     def extra_repr(self) -> str:
         """The arguments that are not defaults of the printed form."""
