@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import skimage.data
+import torch
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.image_files import Finish, ImageFiles, Listing, TrainTransform
+from datamodules.image_files import Finish, TrainTransform, read_rgb
 from framework.base import BaseDataModule
 from framework.errors import ConfigError, DataError
 
@@ -76,7 +80,6 @@ class PhotographsDataModule(BaseDataModule):
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise DataError(f"scikit-image lacks {', '.join(missing)} in {folder}; install it from its wheel")
-        listing = Listing([str(folder / n) for n in names] * crops, list(range(len(names))) * crops, list(names))
         transform = TrainTransform(
             self.image_size,
             self.image_size,
@@ -88,4 +91,21 @@ class PhotographsDataModule(BaseDataModule):
             erase=0.0,
             finish=Finish(),
         )
-        return ImageFiles(listing, range(len(listing.paths)), transform, self.seed)
+        return Crops([read_rgb(folder / name) for name in names], crops, transform, self.seed)
+
+
+class Crops(Dataset):
+    """`crops` windows of every picture, drawn from (seed, epoch, index); the pictures stay decoded in memory."""
+
+    def __init__(self, pictures: list[Image.Image], crops: int, transform: TrainTransform, seed: int) -> None:
+        self.pictures, self.crops, self.transform, self.seed = pictures, crops, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.pictures) * self.crops
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        index = int(item)
+        picture = index % len(self.pictures)
+        rng = np.random.default_rng([self.seed, getattr(item, "epoch", 0), index])
+        image = self.transform(self.pictures[picture], rng)
+        return {"image": image, "label": torch.tensor(picture), "index": torch.tensor(index)}

@@ -16,7 +16,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class MobileBlock(nn.Module):
-    """Inverted residual: 1x1 to twice the channels, depthwise 3x3, 1x1 back; an identity beside it where shapes allow."""
+    """Inverted residual: 1x1 to twice the channels, depthwise 3x3, 1x1 back, beside an identity if shapes allow."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
