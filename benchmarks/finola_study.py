@@ -20,6 +20,7 @@ import torch
 import torchmetrics.functional.image as measure
 from torch import Tensor
 
+from benchmarks.common import environment
 from datamodules.imagenet import ImageFolderDataModule
 from framework.nn import Pca, dct_top, dct_zonal, linear_probe
 from framework.schedules import WarmupCosine
@@ -120,7 +121,15 @@ def reconstruction(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             continue
         torch.manual_seed(seed)
         network = FinolaNetwork(
-            channels, paths, args.size, args.map, encoder_width=16, stride=8, decoder_width=32, **options
+            channels,
+            paths,
+            args.size,
+            args.map,
+            encoder_width=16,
+            encoder_depth=1,
+            stride=8,
+            decoder_width=args.decoder_width,
+            **options,
         )
         seconds = train(
             network, trained, args.steps, args.batch, seed, lambda x, step, n=network: pixel_loss("mse", n(x), x)
@@ -154,11 +163,12 @@ def masked(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for seed, mode in itertools.product(range(args.seeds), ("none", "element", "block")):
         torch.manual_seed(seed)
         module = MaskedFinola(
-            "element" if mode == "none" else mode,
+            "block" if mode == "block" else "element",
             image_size=args.size,
             stride=4,
             encoder_width=16,
-            decoder_width=32,  # type: ignore[arg-type]
+            encoder_depth=1,
+            decoder_width=args.decoder_width,
         )
 
         def loss(x: Tensor, step: int, module: MaskedFinola = module) -> Tensor:
@@ -194,7 +204,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--map", type=int, default=8, help="map side in cells (reconstruction)")
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--multi", nargs="*", default=["32x4", "128x4"], help="C x M with more than one path")
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--decoder-width", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
@@ -206,7 +217,7 @@ def main() -> None:
     rows = []
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for row in {"reconstruction": reconstruction, "masked": masked}[args.study](args):
-        rows.append(row)
+        rows.append({**row, **environment()})
         print(row, flush=True)
         # written after every row: a study that is cut short keeps what it has
         with args.out.open("w", newline="") as file:

@@ -78,6 +78,7 @@ class FinolaAutoencoder(BaseMethod):
         start: [row, column] of the vectors in the map; None: its centre.
         encoder: `mobile_former` or a timm model's name.
         encoder_width: channels of Mobile-Former's stem.
+        encoder_depth: blocks per stage of Mobile-Former.
         stride: input pixels per feature cell.
         seeds: of the attentional pooling; they divide M C.
         decoder_width: channels behind the decoder's first convolution.
@@ -110,6 +111,7 @@ class FinolaAutoencoder(BaseMethod):
         start: list[int] | None = None,
         encoder: str = "mobile_former",
         encoder_width: int = 32,
+        encoder_depth: int = 2,
         stride: int = 16,
         seeds: int = 1,
         decoder_width: int = 256,
@@ -138,6 +140,7 @@ class FinolaAutoencoder(BaseMethod):
             start,
             encoder,
             encoder_width,
+            encoder_depth,
             stride,
             seeds,
             decoder_width,

@@ -84,6 +84,8 @@ class MobileFormerEncoder(nn.Module):
         super().__init__()
         if stride < 2 or stride & (stride - 1):
             raise ConfigError(f"model.stride: expected 2, 4, 8, 16 or 32, got {stride}")
+        if width < 1 or depth < 1:
+            raise ConfigError(f"model.encoder_width and model.encoder_depth: expected at least 1, got {width}, {depth}")
         self.stride = stride
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), group_norm(width), nn.SiLU())
         self.tokens = nn.Parameter(torch.randn(tokens, token_dim))
@@ -142,9 +144,11 @@ class TimmEncoder(nn.Module):
         return self.backbone(x)[self.level]
 
 
-def build_encoder(name: str, width: int, stride: int, pretrained: bool = False) -> MobileFormerEncoder | TimmEncoder:
-    """`mobile_former`, or a timm model's name."""
-    return MobileFormerEncoder(width, stride) if name == "mobile_former" else TimmEncoder(name, stride, pretrained)
+def build_encoder(name: str, width: int, depth: int, stride: int, pretrained: bool) -> nn.Module:
+    """`mobile_former` of this width and depth, or a timm model by its name; both have `out_channels`."""
+    if name == "mobile_former":
+        return MobileFormerEncoder(width, stride, depth=depth)
+    return TimmEncoder(name, stride, pretrained)
 
 
 class AttentionalPool(nn.Module):

@@ -76,6 +76,7 @@ class MaskedFinola(BaseMethod):
         image_size: side of the images in pixels, a multiple of twice the stride; as `data.image_size`.
         encoder: `mobile_former` or a timm model's name.
         encoder_width: channels of Mobile-Former's stem.
+        encoder_depth: blocks per stage of Mobile-Former.
         stride: input pixels per cell of the map.
         seeds: of the attentional pooling (`element` only).
         scheme: of the rollout (`element` only).
@@ -105,6 +106,7 @@ class MaskedFinola(BaseMethod):
         image_size: int = 64,
         encoder: str = "mobile_former",
         encoder_width: int = 32,
+        encoder_depth: int = 2,
         stride: int = 4,
         seeds: int = 1,
         scheme: Literal["separable", "row_first", "column_first", "wavefront"] = "separable",
@@ -132,8 +134,8 @@ class MaskedFinola(BaseMethod):
         self.mode, self.positions, self.mask_seed = mode, positions, mask_seed
         self.image_size, self.stride, self.loss = image_size, stride, loss
         self.cells = image_size // stride
-        self.encoder = build_encoder(encoder, encoder_width, stride, pretrained)
-        features = self.encoder.out_channels
+        self.encoder = build_encoder(encoder, encoder_width, encoder_depth, stride, pretrained)
+        features = cast(int, self.encoder.out_channels)
         self.to_latent: nn.Module = (
             AttentionalPool(features, 1, channels, seeds) if mode == "element" else nn.Conv2d(features, channels, 1)
         )

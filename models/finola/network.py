@@ -1,7 +1,7 @@
 """The autoencoder's network in plain torch: encoder, pooling, growth of the map, decoder."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class FinolaNetwork(nn.Module):
         start: (row, column) of the vectors in the map; None: its centre.
         encoder: `mobile_former` or a timm model's name.
         encoder_width: channels of Mobile-Former's stem.
+        encoder_depth: blocks per stage of Mobile-Former.
         stride: input pixels per feature cell.
         seeds: of the attentional pooling.
         decoder_width: channels behind the decoder's first convolution.
@@ -75,6 +76,7 @@ class FinolaNetwork(nn.Module):
         start: Sequence[int] | None = None,
         encoder: str = "mobile_former",
         encoder_width: int = 32,
+        encoder_depth: int = 2,
         stride: int = 16,
         seeds: int = 1,
         decoder_width: int = 256,
@@ -99,8 +101,8 @@ class FinolaNetwork(nn.Module):
         self.channels, self.paths, self.image_size = channels, paths, image_size
         self.map_size = (map_size, map_size)
         self.start = None if start is None else (int(start[0]), int(start[1]))
-        self.encoder = build_encoder(encoder, encoder_width, stride, pretrained)
-        self.pool = AttentionalPool(self.encoder.out_channels, paths, channels, seeds)
+        self.encoder = build_encoder(encoder, encoder_width, encoder_depth, stride, pretrained)
+        self.pool = AttentionalPool(cast(int, self.encoder.out_channels), paths, channels, seeds)
         if expansion == "finola":
             self.growth: Finola | RepeatMap = Finola(
                 channels, scheme, matrices, normalize=normalize, eps=eps, init_std=init_std, checkpoint=checkpoint
