@@ -1,4 +1,4 @@
-"""The rollout against the cell loop written out from the equations: values, gradients, invariances, growth, precision."""
+"""The rollout against the cell loop written out from the equations; invariances, growth, precision, bad input."""
 
 import math
 
