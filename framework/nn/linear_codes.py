@@ -14,7 +14,7 @@ def dct_zonal(images: np.ndarray, floats: int) -> np.ndarray:
 
     Args:
         images: (B, 3, H, W) RGB in [0, 1].
-        floats: coefficients kept per image, 3 or more: two thirds for Y, a sixth each for Cb and Cr.
+        floats: coefficients kept per image, 3 or more: two thirds for Y, a sixth each for Cb and Cr (more once Y is full).
 
     Returns:
         (B, 3, H, W) float64, clipped to [0, 1].
@@ -26,10 +26,9 @@ def dct_zonal(images: np.ndarray, floats: int) -> np.ndarray:
     height, width = images.shape[2:]
     v, u = np.meshgrid(np.arange(height) / height, np.arange(width) / width, indexing="ij")
     order = np.argsort((v**2 + u**2).ravel(), kind="stable")
-    chroma = min(max(1, floats // 6), height * width)
-    luma = min(floats - 2 * chroma, height * width)
+    luma = min(floats - 2 * max(1, floats // 6), height * width)
     mask = np.zeros((3, height * width), dtype=bool)
-    for plane, count in enumerate((luma, chroma, chroma)):
+    for plane, count in enumerate((luma, (floats - luma + 1) // 2, (floats - luma) // 2)):
         mask[plane, order[:count]] = True
     return _inverse(coefficients * mask.reshape(3, height, width))
 
