@@ -383,10 +383,10 @@ class _FinolaMap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, weight: Tensor, plan: _Plan, checkpoint: bool) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, q: Tensor, weight: Tensor, plan: _Plan, checkpoint: bool, grad: bool) -> Tensor:  # type: ignore[override]
         ctx.plan, ctx.checkpoint = plan, checkpoint
         ctx.save_for_backward(q, weight)
-        keep = not checkpoint and any(ctx.needs_input_grad[:2])
+        keep = grad and not checkpoint and any(ctx.needs_input_grad[:2])
         out = q.new_empty(len(q), *plan.size, q.shape[-1])
         factors = weight.to(plan.product)
         ctx.tapes = []
@@ -398,7 +398,7 @@ class _FinolaMap(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
         q, weight = ctx.saved_tensors
         plan: _Plan = ctx.plan
         factors = weight.to(plan.product)
@@ -412,7 +412,7 @@ class _FinolaMap(torch.autograd.Function):
                     if ctx.checkpoint:
                         tapes = part.forward(path, factors, None, False, True)
                     grad_path += part.backward(path, factors, g, tapes, grad_weight)
-        return grad_q, grad_weight, None, None
+        return grad_q, grad_weight, None, None, None
 
 
 def _paths(q: Tensor, one_by_one: bool) -> Sequence[Tensor]:
@@ -513,7 +513,9 @@ class Finola(nn.Module):
         with torch.autocast(device, enabled=False):
             paths = q.to(state)
             paths = (paths if q.dim() == 3 else paths.unsqueeze(1)).contiguous()
-            grown = cast(Tensor, _FinolaMap.apply(paths, self.directional().to(state), plan, self.checkpoint))
+            # inside a Function gradients are always off, so it is told whether there will be a backward
+            matrices, grad = self.directional().to(state), torch.is_grad_enabled()
+            grown = cast(Tensor, _FinolaMap.apply(paths, matrices, plan, self.checkpoint, grad))
         return grown.permute(0, 3, 1, 2)
 
     def walk(self, z: Tensor, direction: Literal["right", "left", "down", "up"], steps: int) -> Tensor:

@@ -14,7 +14,8 @@ def dct_zonal(images: np.ndarray, floats: int) -> np.ndarray:
 
     Args:
         images: (B, 3, H, W) RGB in [0, 1].
-        floats: coefficients kept per image, 3 or more: two thirds for Y, a sixth each for Cb and Cr (more once Y is full).
+        floats: coefficients kept per image, 3 or more: two thirds for Y, a sixth each for Cb and Cr (what Y
+            has no room for is theirs too).
 
     Returns:
         (B, 3, H, W) float64, clipped to [0, 1].

@@ -190,7 +190,7 @@ class AttentionalPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, M, C)."""
         cells = self.norm(x.flatten(2).transpose(1, 2))
-        places = _position_code(*x.shape[2:], like=cells).expand(len(x), -1, -1)
+        places = _position_code(x.shape[2], x.shape[3], cells).expand(len(x), -1, -1)
         key = self.key(torch.cat([cells, places], -1)).unflatten(2, (self.heads, -1)).transpose(1, 2)
         value = self.value(cells).unflatten(2, (self.heads, -1)).transpose(1, 2)
         pooled = F.scaled_dot_product_attention(self.seeds.expand(len(x), -1, -1, -1).to(key.dtype), key, value)
