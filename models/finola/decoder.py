@@ -61,7 +61,7 @@ class Decoder(nn.Sequential):
                 narrow = max(width // 2, min(min_width, width))
                 layers += [nn.Upsample(scale_factor=2), ResidualBlock(width, narrow)]
                 width = narrow
-            layers += [group_norm(width), nn.SiLU()]
+            layers += [nn.SiLU()]
         super().__init__(*layers, nn.Conv2d(width, 3, 3, padding=1))
 
     def forward(self, z: Tensor) -> Tensor:

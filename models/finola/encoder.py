@@ -16,12 +16,19 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class MobileBlock(nn.Module):
-    """Inverted residual: 1x1 to twice the channels, depthwise 3x3, 1x1 back, beside an identity if shapes allow."""
+    """Inverted residual: 1x1 to twice the channels, depthwise 3x3, 1x1 back, beside a path without normalisation.
+
+    Group statistics belong to one image: a network of normalised layers alone would lose its brightness and contrast,
+    which a reconstruction needs. The path beside (an identity; where shapes change, a mean and a 1x1) keeps them.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         wide = 2 * in_channels
-        self.identity = stride == 1 and in_channels == out_channels
+        same = stride == 1 and in_channels == out_channels
+        self.skip: nn.Module = (
+            nn.Identity() if same else nn.Sequential(nn.AvgPool2d(stride), nn.Conv2d(in_channels, out_channels, 1))
+        )
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, wide, 1, bias=False),
             group_norm(wide),
@@ -29,13 +36,12 @@ class MobileBlock(nn.Module):
             nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False),
             group_norm(wide),
             nn.SiLU(),
-            nn.Conv2d(wide, out_channels, 1, bias=False),
-            group_norm(out_channels),
+            nn.Conv2d(wide, out_channels, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
-        return x + self.body(x) if self.identity else self.body(x)
+        return self.skip(x) + self.body(x)
 
 
 class Former(nn.Module):
@@ -87,7 +93,7 @@ class MobileFormerEncoder(nn.Module):
         if width < 1 or depth < 1:
             raise ConfigError(f"model.encoder_width and model.encoder_depth: expected at least 1, got {width}, {depth}")
         self.stride = stride
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), group_norm(width), nn.SiLU())
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.SiLU())
         self.tokens = nn.Parameter(torch.randn(tokens, token_dim))
         self.mobile, self.former = nn.ModuleList(), nn.ModuleList()
         channels = width
@@ -179,19 +185,21 @@ class AttentionalPool(nn.Module):
         self.heads = max(h for h in range(1, min(heads, share) + 1) if share % h == 0)
         self.vectors, self.channels, self.key_dim = vectors, channels, 32
         self.norm = nn.LayerNorm(in_channels)
-        self.seeds = nn.Parameter(torch.randn(self.heads, seeds, self.key_dim))
+        # large seeds: heads that look somewhere from the start; small ones would all begin as the mean over the map
+        self.seeds = nn.Parameter(6 * torch.randn(self.heads, seeds, self.key_dim))
         self.key = nn.Linear(in_channels + 16, self.heads * self.key_dim)
         self.value = nn.Linear(in_channels, share)
         self.out = nn.Linear(share, share)
-        # the vectors begin with about unit variance: a constant vector would normalise to nothing
+        # the vectors begin with about unit variance, and no bias that all images share
         nn.init.normal_(self.out.weight, std=(1 / share) ** 0.5)
-        nn.init.normal_(self.out.bias)
+        nn.init.zeros_(self.out.bias)
+        nn.init.zeros_(self.value.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, M, C)."""
-        cells = self.norm(x.flatten(2).transpose(1, 2))
+        cells = x.flatten(2).transpose(1, 2)
         places = _position_code(x.shape[2], x.shape[3], cells).expand(len(x), -1, -1)
-        key = self.key(torch.cat([cells, places], -1)).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        key = self.key(torch.cat([self.norm(cells), places], -1)).unflatten(2, (self.heads, -1)).transpose(1, 2)
         value = self.value(cells).unflatten(2, (self.heads, -1)).transpose(1, 2)
         pooled = F.scaled_dot_product_attention(self.seeds.expand(len(x), -1, -1, -1).to(key.dtype), key, value)
         return self.out(pooled.transpose(1, 2).flatten(2)).reshape(len(x), self.vectors, self.channels)
