@@ -158,7 +158,7 @@ def features(module: MaskedFinola, images: Tensor) -> Tensor:
 def masked(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row per kind of pre-training and seed; `none` is the random encoder."""
     root = args.data / "tiny_imagenet_20"
-    trained, labels = pictures(root, args.size, "train")
+    trained, labels = pictures(root, args.size, "train", images_per_class=args.per_class)
     held_out, held_out_labels = pictures(root, args.size, "val")
     for seed, mode in itertools.product(range(args.seeds), ("none", "element", "block")):
         torch.manual_seed(seed)
@@ -189,6 +189,7 @@ def masked(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "pretraining": mode,
             "seed": seed,
             "steps": steps,
+            "probe_images": len(trained),
             "features": module.encoder.out_channels,
             "probe_accuracy": round(accuracy, 4),
             "masked_psnr": round((-10 * errors.log10()).mean().item(), 3),
@@ -204,6 +205,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--map", type=int, default=8, help="map side in cells (reconstruction)")
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--multi", nargs="*", default=["32x4", "128x4"], help="C x M with more than one path")
+    parser.add_argument("--per-class", type=int, default=None, help="training pictures of a class (masked); all")
     parser.add_argument("--decoder-width", type=int, default=16)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=32)
