@@ -170,7 +170,5 @@ def test_grey_rgba_and_other_sizes_are_named(shape) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 1, 9), (2, 2, 8), (2, 8)])
 def test_latents_of_another_model_are_named(shape) -> None:
-    with pytest.raises(
-        ConfigError, match=r"latent: expected \(B, 1, 8\).*with the model that wrote them"
-    ):
+    with pytest.raises(ConfigError, match=r"latent: expected \(B, 1, 8\).*with the model that wrote them"):
         network().decode(torch.rand(shape))
