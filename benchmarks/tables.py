@@ -211,6 +211,50 @@ def _loe_study() -> pd.DataFrame:
     return frame.assign(**{name: pd.to_numeric(frame[name]) for name in numbers})
 
 
+def finola_speed() -> str:
+    """The rollout as multiples of its bare matrix products."""
+    frame = read("finola_speed")
+    rows = []
+    for (channels, method), group in frame.groupby(["C", "method"], sort=False):
+        cells = {row["pass"]: row for _, row in group.iterrows()}
+        row = [str(channels), str(method), cells["forward"]["M"]]
+        for name in ("forward", "both"):
+            found = cells.get(name)
+            row += ["", "", ""] if found is None else [found["ms"], found["multiple"], found["peak_mib"]]
+        rows.append(row)
+    header = ["C", "method", "M", "forward, ms", "x products", "peak MiB",
+              "forward + backward, ms", "x 3 products", "peak MiB"]  # fmt: skip
+    return markdown(header, rows) + provenance(frame)
+
+
+@table
+def finola_reconstruction() -> str:
+    """PSNR on held-out pictures by floats and method; learned methods over seeds."""
+    frame = read("finola_reconstruction")
+    rows = []
+    for (floats, method, channels, paths), group in frame.groupby(["floats", "method", "C", "M"], sort=False):
+        row = [str(floats), str(method), str(channels), str(paths)]
+        row += [spread(group[name], 2) for name in ("psnr", "psnr_pooled", "ssim")]
+        rows.append([*row, spread(group["kodak_psnr"], 2), group["parameters"].iloc[0], str(len(group))])
+    rows.sort(key=lambda row: (int(row[0]), bool(row[2])))
+    header = ["floats (C M)", "method", "C", "M", "PSNR", "PSNR of mean MSE", "SSIM", "Kodak PSNR", "parameters",
+              "seeds"]  # fmt: skip
+    return markdown(header, rows) + provenance(frame)
+
+
+@table
+def finola_masked() -> str:
+    """Linear probe and masked PSNR by kind of pre-training."""
+    frame = read("finola_masked")
+    rows = []
+    for mode, group in frame.groupby("pretraining", sort=False):
+        name = "random encoder" if mode == "none" else f"{mode}-wise"
+        rows.append([name, group["steps"].iloc[0], spread(group["probe_accuracy"]),
+                     spread(group["masked_psnr"], 2), str(len(group))])  # fmt: skip
+    header = ["pre-training", "steps", "probe accuracy", "PSNR of masked pixels", "seeds"]
+    return markdown(header, rows) + provenance(frame)
+
+
 def render(text: str) -> str:
     """A page with every known block replaced by its rendering."""
 

@@ -1,6 +1,23 @@
 """Data modules; they know nothing of the models."""
 
-from datamodules.kodak import KodakDataModule
-from datamodules.squares import SquaresDataModule
+from datamodules.imagenet import (
+    ImageFolderDataModule,
+    ImageNetDataModule,
+)
+from datamodules.kodak import (
+    KodakDataModule,
+)
+from datamodules.photographs import (
+    PhotographsDataModule,
+)
+from datamodules.squares import (
+    SquaresDataModule,
+)
 
-__all__ = ["KodakDataModule", "SquaresDataModule"]
+__all__ = [
+    "ImageFolderDataModule",
+    "ImageNetDataModule",
+    "KodakDataModule",
+    "PhotographsDataModule",
+    "SquaresDataModule",
+]

@@ -1,6 +1,21 @@
 """The methods: one LightningModule each."""
 
-from models.korigins import KOriginsSegmentation
-from models.levels_of_experts import LevelsOfExperts
+from models.finola.autoencoder import (
+    FinolaAutoencoder,
+)
+from models.finola.masked import (
+    MaskedFinola,
+)
+from models.korigins import (
+    KOriginsSegmentation,
+)
+from models.levels_of_experts import (
+    LevelsOfExperts,
+)
 
-__all__ = ["KOriginsSegmentation", "LevelsOfExperts"]
+__all__ = [
+    "FinolaAutoencoder",
+    "KOriginsSegmentation",
+    "LevelsOfExperts",
+    "MaskedFinola",
+]

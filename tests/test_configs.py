@@ -9,7 +9,11 @@ from framework.errors import ConfigError
 
 NAMES = dict(config_names())
 # an overlay changes another configuration; these are what it is tried on
-BASES = {"korigins/overlays": ("korigins/e2_krfl18", "korigins/e1_rfl18"), "trainer": ("korigins/quickstart",)}
+BASES = {
+    "korigins/overlays": ("korigins/e2_krfl18", "korigins/e1_rfl18"),
+    "finola/overlays": ("finola/tiny_imagenet",),
+    "trainer": ("korigins/quickstart",),
+}
 PLAIN_ONLY = {"standardized", "batch_norm", "data_bias", "bias_lr"}
 QUICKSTARTS = [name for name in NAMES if name.endswith("/quickstart")]
 
