@@ -211,6 +211,7 @@ def _loe_study() -> pd.DataFrame:
     return frame.assign(**{name: pd.to_numeric(frame[name]) for name in numbers})
 
 
+@table
 def finola_speed() -> str:
     """The rollout as multiples of its bare matrix products."""
     frame = read("finola_speed")
