@@ -1,8 +1,17 @@
 """Callbacks; each asks a module for layers or for a small protocol, never for a concrete class."""
 
 from callbacks.figure_writer import FigureWriter
+from callbacks.grid_extension import GridExtension
 from callbacks.interrupt_checkpoint import InterruptCheckpoint
 from callbacks.origin_paths import OriginPaths
 from callbacks.prediction_writer import PredictionWriter
+from callbacks.spline_pruning import SplinePruning
 
-__all__ = ["FigureWriter", "InterruptCheckpoint", "OriginPaths", "PredictionWriter"]
+__all__ = [
+    "FigureWriter",
+    "GridExtension",
+    "InterruptCheckpoint",
+    "OriginPaths",
+    "PredictionWriter",
+    "SplinePruning",
+]

@@ -1,5 +1,7 @@
 """Data modules; they know nothing of the models."""
 
+from datamodules.cells import CellsDataModule
+from datamodules.segmentation import SegmentationDataModule
 from datamodules.squares import SquaresDataModule
 
-__all__ = ["SquaresDataModule"]
+__all__ = ["CellsDataModule", "SegmentationDataModule", "SquaresDataModule"]

@@ -1,5 +1,6 @@
 """The methods: one LightningModule each."""
 
+from models.kmunet import KMUNet
 from models.korigins import KOriginsSegmentation
 
-__all__ = ["KOriginsSegmentation"]
+__all__ = ["KMUNet", "KOriginsSegmentation"]

@@ -3,5 +3,13 @@
 from framework.figures.curves import training_curves
 from framework.figures.origins import origin_paths
 from framework.figures.segmentation import segmentation_panel
+from framework.figures.splines import edge_strength_maps, outside_fractions, spline_curves
 
-__all__ = ["origin_paths", "segmentation_panel", "training_curves"]
+__all__ = [
+    "edge_strength_maps",
+    "origin_paths",
+    "outside_fractions",
+    "segmentation_panel",
+    "spline_curves",
+    "training_curves",
+]

@@ -323,4 +323,3 @@ def _positive_pair(name: str, value: Size) -> tuple[int, int]:
     if len(pair) != 2 or any(isinstance(v, bool) or int(v) != v or v < 1 for v in pair):
         raise ConfigError(f"{name}: expected one or two whole numbers, at least 1, got {value!r}")
     return cast(tuple[int, int], pair)
-

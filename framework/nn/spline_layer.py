@@ -328,7 +328,7 @@ class SplineLayer(nn.Module):
         """Adds the removed edges' means (0 elsewhere) to surviving edges of the same output."""
         means, survivors = means.flatten(2), survivors.flatten(2)  # (out, c, positions)
         out, _, area = means.shape
-        constants = torch.zeros_like(means)
+        constants = means.new_zeros(means.shape)
         here = survivors.any(1)
         first = survivors.int().argmax(1, keepdim=True)
         constants.scatter_(1, first, (means.sum(1) * here).unsqueeze(1))
