@@ -31,8 +31,8 @@ class GridExtension(Callback):
         maximum: the largest grid to reach; None: what the layers have room for (needed room is checked for milestones).
 
     Raises:
-        ConfigError: arguments that do not go together; at the start of fit: no spline layer, no room, an optimizer whose
-            moments cannot be carried over.
+        ConfigError: arguments that do not go together; at the start of fit: no spline layer, no room, an optimizer
+            whose moments cannot be carried over.
     """
 
     def __init__(

@@ -51,8 +51,8 @@ class SplinePruning(Callback):
 
     Scores come from the moments of the layers' inputs over the first batches of the epoch before, summed over ranks, so
     that every rank prunes the same edges. A removed edge's mean moves into a surviving edge, its momentum stops.
-    Logged: `prune/removed` (share of all edges), `prune/function_change` (share of the edges' summed standard deviation,
-    root of squares, that went), `prune/live_parameters`.
+    Logged: `prune/removed` (share of all edges), `prune/function_change` (share of the edges' standard deviation, as a
+    root of summed squares, that went), `prune/live_parameters`.
 
     Args:
         epochs: at whose start edges go; the share removed rises evenly to `fraction` over them.
@@ -79,7 +79,8 @@ class SplinePruning(Callback):
     ) -> None:
         if not epochs or len(set(epochs)) != len(epochs) or min(epochs) < 1:
             raise ConfigError(
-                f"SplinePruning.epochs: expected different epochs, 1 or more (the epoch before is observed), got {epochs}"
+                "SplinePruning.epochs: expected different epochs, 1 or more (the epoch before is observed), got "
+                f"{epochs}"
             )
         if not 0 < fraction < 1:
             raise ConfigError(

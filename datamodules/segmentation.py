@@ -175,7 +175,7 @@ class SegmentationDataModule(BaseDataModule):
                 )
 
     def class_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of every class's intensities in the training files, each (C, N), background first."""
+        """Mean and deviation of every class's intensities in the training files, each (C, N), background first."""
         dataset = SegmentationFiles(self._pairs("train"), {**self.read, "normalize": "none"}, None, None, 0, False)
         classes = len(self.read["labels"])  # type: ignore[arg-type]
         values: list[list[np.ndarray]] = [[] for _ in range(classes)]

@@ -156,7 +156,7 @@ def shrink(image: np.ndarray, mask: np.ndarray | None, factor: int) -> tuple[np.
 
 
 def normalized(image: np.ndarray, how: Normalize, bit_depth: int | None) -> np.ndarray:
-    """Per image: mean 0 and deviation 1; the 0.1st to 99.9th percentile to [0, 1]; the full depth to [0, 1]; or as is."""
+    """Per image: mean 0 and deviation 1; 0.1st to 99.9th percentile to [0, 1]; full depth to [0, 1]; or as is."""
     if how == "zscore":
         return (image - image.mean((1, 2), keepdims=True)) / np.maximum(image.std((1, 2), keepdims=True), 1e-6)
     if how == "percentile":

@@ -1,22 +1,21 @@
-"""What spline layers have learned: their functions over the data, the strength of their edges, what lies off the grid."""
+"""What spline layers have learned: functions over the data, strength of edges, what lies off the grid."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from framework.errors import DataError
 from framework.figures.style import PALETTE, bare, new_figure
+from framework.nn.spline_layer import SplineLayer
+from framework.nn.spline_moments import SplineMoments, histogram_range
 
-if TYPE_CHECKING:
-    from framework.nn import SplineLayer, SplineMoments
-
-Shown = Mapping[str, tuple["SplineLayer", "SplineMoments"]]
+Shown = Mapping[str, tuple[SplineLayer, SplineMoments]]
 
 
-def spline_curves(layers: "Shown", edges: int = 6) -> Figure:
+def spline_curves(layers: Shown, edges: int = 6) -> Figure:
     """The strongest learned functions of every layer, with the histogram of the layer's inputs under them.
 
     Args:
@@ -28,8 +27,6 @@ def spline_curves(layers: "Shown", edges: int = 6) -> Figure:
     """
     figure, axes = _panels(layers, 3.1, 2.3)
     for axis, (name, (layer, moments)) in zip(axes, layers.items(), strict=False):
-        from framework.nn.spline_moments import histogram_range
-
         low, high = histogram_range(layer)
         bins = np.linspace(low, high, len(moments.histogram) + 1)
         density = moments.histogram.numpy() / max(1.0, float(moments.histogram.sum()))
@@ -53,7 +50,7 @@ def spline_curves(layers: "Shown", edges: int = 6) -> Figure:
     return figure
 
 
-def edge_strength_maps(layers: "Shown") -> Figure:
+def edge_strength_maps(layers: Shown) -> Figure:
     """The standard deviation of every edge's output: rows are outputs, columns inputs and kernel positions.
 
     Pruned edges are grey. Raises DataError without layers.
@@ -94,7 +91,7 @@ def outside_fractions(fractions: Mapping[str, float]) -> Figure:
     return figure
 
 
-def _panels(layers: "Shown", width: float, height: float) -> tuple[Figure, np.ndarray]:
+def _panels(layers: Shown, width: float, height: float) -> tuple[Figure, list[Axes]]:
     if not layers:
         raise DataError("no spline layers to draw")
     columns = min(4, len(layers))
@@ -102,4 +99,4 @@ def _panels(layers: "Shown", width: float, height: float) -> tuple[Figure, np.nd
     figure, axes = new_figure(rows, columns, width * columns, height * rows + 0.4)
     for axis in axes.flat[len(layers) :]:
         axis.set_visible(False)
-    return figure, axes.flat
+    return figure, list(axes.flat)

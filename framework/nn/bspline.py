@@ -235,7 +235,7 @@ def refinement_matrix(grid: SplineGrid, factor: int) -> Tensor:
 
 
 def quadrature(grid: SplineGrid, *others: SplineGrid) -> tuple[Tensor, Tensor]:
-    """Gauss-Legendre points and weights on the grid's range, exact for products of two functions of all given grids.
+    """Gauss-Legendre points and weights on the grid's range, exact for products of functions of the given grids.
 
     Returns:
         points (Q,) and weights (Q,) summing to 1, float64.

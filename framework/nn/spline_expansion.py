@@ -1,9 +1,9 @@
 """The lift C -> C n that turns a spline convolution into an ordinary one, by two routes with one result.
 
-`dense` evaluates every basis function and is what a compiler fuses; `scatter` evaluates the p + 1 functions that are not
-zero, keeps the input alone for the backward pass and is the quickest without a compiler. Both put the n values of a
-channel side by side in memory, so that the lifted map is in channels-last order, the order in which convolutions of many
-channels are quickest.
+`dense` evaluates every basis function and is what a compiler fuses; `scatter` evaluates the p + 1 functions that are
+not zero, keeps the input alone for the backward pass and is the quickest without a compiler. Both put the n values of a
+channel side by side in memory, so that the lifted map is in channels-last order, in which wide convolutions are
+quickest.
 """
 
 from collections.abc import Callable, Iterator
@@ -123,15 +123,17 @@ def rebuild_in_backward(held: list[tuple[Tensor, Callable[[], Tensor]]]) -> Iter
         held: (tensor, function that makes an equal one).
     """
 
-    def pack(tensor: Tensor) -> Tensor | tuple[Callable[[], Tensor], Any]:
+    def pack(tensor: Tensor) -> Any:
         for known, rebuild in held:
             if tensor.data_ptr() == known.data_ptr() and tensor.numel() == known.numel():
-                shape, stride = tensor.shape, tensor.stride()
-                return lambda: rebuild().as_strided(shape, stride), None
+                return rebuild, tensor.shape, tensor.stride()
         return tensor
 
-    def unpack(packed: Tensor | tuple[Callable[[], Tensor], Any]) -> Tensor:
-        return packed[0]() if isinstance(packed, tuple) else packed
+    def unpack(packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        rebuild, shape, stride = packed
+        return rebuild().as_strided(shape, stride)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield

@@ -247,7 +247,7 @@ class SplineLayer(nn.Module):
         return expand(x, self.grid, self.base, "dense" if route == "dense" else "scatter")
 
     def edge_coefficients(self) -> Tensor:
-        """Coefficients of the live edges, zero for pruned ones; the base weight last: (n (+ 1), out, in / groups, *k)."""
+        """Coefficients, zero for pruned edges, the base weight last: (n (+ 1), out, in / groups, *kernel)."""
         live = self.coefficients[: self.basis] * self.mask
         return live if self.base_weight is None else torch.cat([live, (self.base_weight * self.mask).unsqueeze(0)])
 
@@ -320,14 +320,14 @@ class SplineLayer(nn.Module):
             if moments is not None and self.grid.tail != "zero":
                 self._fold(moments.edge_means(self) * removed, self.mask & keep)
             self.mask &= keep
-            self.coefficients *= self.mask
+            self.coefficients.mul_(self.mask)
             if self.base_weight is not None:
-                self.base_weight *= self.mask
+                self.base_weight.mul_(self.mask)
 
     def _fold(self, means: Tensor, survivors: Tensor) -> None:
         """Adds the removed edges' means (0 elsewhere) to surviving edges of the same output."""
         means, survivors = means.flatten(2), survivors.flatten(2)  # (out, c, positions)
-        out, _, area = means.shape
+        out = len(means)
         constants = means.new_zeros(means.shape)
         here = survivors.any(1)
         first = survivors.int().argmax(1, keepdim=True)
@@ -337,7 +337,7 @@ class SplineLayer(nn.Module):
         chosen = survivors.reshape(out, -1).int().argmax(1, keepdim=True)
         constants.view(out, -1).scatter_add_(1, chosen, (homeless * anywhere).unsqueeze(1))
         if self.bias is not None:
-            self.bias += (homeless * ~anywhere).to(self.bias)
+            self.bias.add_((homeless * ~anywhere).to(self.bias))
         self.coefficients[: self.basis] += constants.view(self.mask.shape).to(self.coefficients)
 
     def live_parameters(self) -> int:

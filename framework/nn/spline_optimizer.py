@@ -38,8 +38,8 @@ def check_optimizers(optimizers: Iterable[Optimizer]) -> None:
         if type(optimizer) not in KNOWN_OPTIMIZERS:
             known = ", ".join(cls.__name__ for cls in KNOWN_OPTIMIZERS)
             raise ConfigError(
-                f"optimizer: the moments of {type(optimizer).__name__} cannot be carried over a grid change; use one of "
-                f"{known}"
+                f"optimizer: the moments of {type(optimizer).__name__} cannot be carried over a grid change; use one "
+                f"of {known}"
             )
 
 
