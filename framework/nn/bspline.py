@@ -180,7 +180,7 @@ def local_values(u: Tensor, order: int, out: Tensor) -> None:
 
 
 def local_slopes(u: Tensor, order: int, out: Tensor) -> None:
-    """Writes the slopes of the same p + 1 functions, per cell (divide by h for the slope in x), into out (..., p + 1)."""
+    """Writes the same functions' slopes, per cell (divide by h for the slope in x), into out (..., p + 1)."""
     v = 1 - u
     if order == 1:
         out[..., 0], out[..., 1] = torch.full_like(u, -1), torch.ones_like(u)

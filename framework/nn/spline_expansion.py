@@ -123,9 +123,12 @@ def rebuild_in_backward(held: list[tuple[Tensor, Callable[[], Tensor]]]) -> Iter
         held: (tensor, function that makes an equal one).
     """
 
+    # addresses, not tensors: the hooks outlive the forward pass and must not keep what they stand for
+    known = [(tensor.data_ptr(), tensor.numel(), rebuild) for tensor, rebuild in held]
+
     def pack(tensor: Tensor) -> Any:
-        for known, rebuild in held:
-            if tensor.data_ptr() == known.data_ptr() and tensor.numel() == known.numel():
+        for address, numel, rebuild in known:
+            if tensor.data_ptr() == address and tensor.numel() == numel:
                 return rebuild, tensor.shape, tensor.stride()
         return tensor
 
