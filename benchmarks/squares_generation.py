@@ -9,31 +9,22 @@ beside those of the training step (forward, cross-entropy, backward, Adam) of a 
 import argparse
 import csv
 import itertools
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from benchmarks.common import environment
 from datamodules.squares_data import PRESETS, SquaresDataset, SquaresPreset, draw_sample
 from framework.nn.korigins import KOrigins
 from models.korigins_network import KOriginsUNet
 
 TrainingStep = Callable[[torch.Tensor, torch.Tensor], None]
-
-
-def cpu_model() -> str:
-    """Name of the processor as the system states it."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
 
 
 def images_per_second(work: Callable[[], object], images: int, seconds: float) -> tuple[float, float, int]:
@@ -102,13 +93,7 @@ def measure(preset: SquaresPreset, args: argparse.Namespace) -> Iterator[dict[st
             "repeats": repeats,
             "batch_size": args.batch_size,
             "seed": args.seed,
-            "threads": torch.get_num_threads(),
-            "cpu_model": cpu_model(),
-            "cpu_count": os.cpu_count(),
-            "gpu_model": torch.cuda.get_device_name() if args.device == "cuda" else "",
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "date": date.today().isoformat(),
+            **environment(),
         }
 
 

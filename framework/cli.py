@@ -6,8 +6,10 @@ layer takes from another is printed. LightningCLI lets the checkpoint win silent
 
 import argparse
 import contextlib
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import callbacks
 import datamodules
 import framework
 import models
-from framework.errors import ConfigError
+from framework.errors import ConfigError, FrameworkError
 from framework.layers import layer_arguments
 from framework.suggest import shorten
 
@@ -32,9 +34,36 @@ DEFAULT_SEED = 0
 RUNS = "runs"
 
 
+# Lightning's advice that does not apply: loaders are light, runs get a folder each, epochs may be short.
+_IRRELEVANT = (
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    "The dirpath has changed.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*args parameter is intended to run from within Python.*",
+    ".*exists and is not empty.*",
+    ".*was deprecated in v4.49.0.*",
+)
+
+
 def run_trainer_verb(words: Sequence[str]) -> "FrameworkCLI":
     """Builds and runs fit, validate, test or predict."""
+    for message in _IRRELEVANT:
+        warnings.filterwarnings("ignore", message=rf"\s*{message}")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     return FrameworkCLI(args=list(words))
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage().lower() and "litmodels" not in record.getMessage().lower()
+
+
+def _framework_error(error: BaseException) -> FrameworkError | None:
+    """The error of ours that jsonargparse wrapped, if there is one."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, FrameworkError):
+        link = link.__cause__ or link.__context__
+    return link
 
 
 @rank_zero_only
@@ -103,8 +132,12 @@ class FrameworkCLI(LightningCLI):
         """As LightningCLI, with jsonargparse's wrapping taken off our errors."""
         try:
             super().instantiate_classes()
-        except argparse.ArgumentError as error:
-            raise ConfigError(shorten(str(error), argument_names(), class_names())) from error
+        except (argparse.ArgumentError, ValueError, TypeError) as error:
+            if ours := _framework_error(error):
+                raise ours from None
+            if isinstance(error, argparse.ArgumentError):
+                raise ConfigError(shorten(str(error), argument_names(), class_names())) from error
+            raise
 
     # ------------------------------------------------------------------ run folder, loggers, default callbacks
 
@@ -162,13 +195,15 @@ def next_version(folder: Path) -> str:
 
 def default_callbacks(model: LightningModule, given: Sequence[Callback]) -> list[Callback]:
     """The callbacks every run has, less those of a type that the configuration already gives."""
-    monitor = getattr(model, "monitor", None)
-    best = {"monitor": monitor, "mode": model.monitor_mode} if monitor else {}  # type: ignore[dict-item]
+    # At the end of the training epoch, after validation: such a checkpoint resumes exactly. Two of them, because
+    # `save_last` writes only when the best one is written.
+    common: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    best: dict[str, Any] = {}
+    if monitor := getattr(model, "monitor", None):
+        best = {"monitor": monitor, "mode": getattr(model, "monitor_mode", "min")}
     defaults: list[Callback] = [
-        # at the end of the training epoch, after validation: such a checkpoint resumes exactly
-        ModelCheckpoint(
-            filename="best", save_last=True, save_on_train_epoch_end=True, enable_version_counter=False, **best
-        ),  # type: ignore[arg-type]
+        ModelCheckpoint(filename="best", **common, **best),
+        ModelCheckpoint(filename="last", **common),
         callbacks.InterruptCheckpoint(),
         callbacks.FigureWriter(),
     ]

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from framework.base import BaseMethod, Batch, Split
 from framework.errors import ConfigError
-from framework.figures import segmentation_panel
+from framework.figures import segmentation_panel, separability
 from framework.metrics import BatchForegroundIoU, ForegroundIoU
 from framework.nn import gaussian_mixture_statistics, multi_otsu_statistics, origins_from_statistics
 from models.korigins_network import KOriginsUNet
@@ -158,29 +158,35 @@ class KOriginsSegmentation(BaseMethod):
         Raises:
             ConfigError: none of these is to be had.
         """
-        channels = self.network.in_channels
-        shape = (self.num_classes, channels)
         if self.origins in ("multi_otsu", "gaussian_mixture"):
             estimate = multi_otsu_statistics if self.origins == "multi_otsu" else gaussian_mixture_statistics
             values = self._training_intensities()
-            per_channel = [estimate(values[:, c], self.num_classes) for c in range(channels)]
+            per_channel = [estimate(channel, self.num_classes) for channel in values.T]
             return np.stack([m for m, _ in per_channel], 1), np.stack([s for _, s in per_channel], 1)
-        if self.class_mean is not None:
-            mean, std = (
-                np.asarray(v, dtype=np.float64).reshape(self.num_classes, -1) for v in (self.class_mean, self.class_std)
-            )
-            return np.broadcast_to(mean, shape), np.broadcast_to(std, shape)
-        data = getattr(self._trainer, "datamodule", None)
-        if not isinstance(data, HasClassStatistics):
+        known = self._known_statistics()
+        if known is None:
+            data = getattr(self._trainer, "datamodule", None)
             raise ConfigError(
                 "model.origins: class_statistics needs model.class_mean and model.class_std, or a data module with "
                 f"class_statistics() (got {type(data).__name__}); origins: multi_otsu and gaussian_mixture need neither"
             )
+        return known
+
+    def _known_statistics(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The statistics given as arguments, else the data module's, else None; nothing is estimated."""
+        shape = (self.num_classes, self.network.in_channels)
+        if self.class_mean is not None:
+            given = (np.asarray(v, dtype=np.float64) for v in (self.class_mean, self.class_std))
+            mean, std = (np.broadcast_to(v.reshape(self.num_classes, -1), shape) for v in given)
+            return mean, std
+        data = getattr(self._trainer, "datamodule", None)
+        if not isinstance(data, HasClassStatistics):
+            return None
         mean, std = data.class_statistics()
         if mean.shape != shape:
             raise ConfigError(
                 f"model.num_classes, model.in_channels: expected the data's {mean.shape[0]} classes and "
-                f"{mean.shape[1]} channels, got {self.num_classes} and {channels}"
+                f"{mean.shape[1]} channels, got {shape[0]} and {shape[1]}"
             )
         return mean, std
 
@@ -247,10 +253,14 @@ class KOriginsSegmentation(BaseMethod):
         return groups
 
     def figures(self, batch: Batch) -> Mapping[str, Figure]:  # type: ignore[override]
-        """Input, truth, prediction, error and IoU per class."""
+        """Input, truth, prediction, error and IoU per class; Hellinger distances where class statistics are known."""
         preds = self(batch["image"].to(self.device)).argmax(1).cpu().numpy()
         panel = segmentation_panel(batch["image"].cpu().numpy(), batch["mask"].cpu().numpy(), preds, self.num_classes)
-        return {"segmentation": panel}
+        drawn = {"segmentation": panel}
+        if (known := self._known_statistics()) is not None:
+            shares = np.bincount(batch["mask"].cpu().numpy().ravel(), minlength=self.num_classes)
+            drawn["separability"] = separability(*known, shares / shares.sum())
+        return drawn
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`mask` uint8 (B, H, W) under the samples' `index`."""

@@ -1,7 +1,8 @@
 """The U-shaped networks of the K-Origins paper, with and without K-Origins (arXiv 2409.02281): plain torch."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ def full_receptive_field(rfl: int) -> tuple[int, int]:
     return min(sides), max(sides)
 
 
-class KOriginsConv(nn.Sequential):
+class KOriginsConv(nn.Module):
     """K-Origins and the convolution that consumes its maps, in float32 under autocast and without TF32.
 
     Args:
@@ -82,12 +83,14 @@ class KOriginsConv(nn.Sequential):
     """
 
     def __init__(self, korigins: KOrigins, conv: nn.Conv2d) -> None:
-        super().__init__(korigins, conv)
+        super().__init__()
+        self.korigins = korigins
+        self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, N, H, W) of any real dtype to (B, out, H', W') float32, or float64 for float64 input."""
         with full_precision(x):
-            return super().forward(x)
+            return self.conv(self.korigins(x))
 
 
 def _conv_block(in_channels: int, widths: Sequence[int], korigins: KOrigins | None, batch_norm: bool) -> nn.Sequential:
@@ -109,8 +112,8 @@ class KOriginsUNet(nn.Module):
 
     Sections "Networks" and "K-Origins" of arXiv 2409.02281: 3x3 convolutions with ReLU, 2x2 max pooling, 2x2
     transposed convolutions, skips by concatenation, a 1x1 head; level l has ``width`` * 2^l filters. Kernels are
-    Glorot-uniform and biases zero, the defaults of Keras. Inputs are raw intensities; the first convolution, every
-    convolution behind K-Origins and the head run in float32 under autocast.
+    Glorot-uniform and biases zero, the defaults of Keras. Inputs are raw intensities, never normalised: under
+    autocast the first level, every convolution behind K-Origins, the decoder and the head run in float32.
 
     Args:
         rfl: receptive field length that names the network: 8, 18, 38, 78 (one convolution per block) or
@@ -195,7 +198,8 @@ class KOriginsUNet(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Segment images.
@@ -215,7 +219,7 @@ class KOriginsUNet(nn.Module):
         for block in self.encoder[1:]:
             skips.append(block(self.pool(skips[-1])))
         x = skips.pop()
-        # the features keep the scale of the raw intensities: in bfloat16 the decoder alone moves logits by over 1 %
+        # features keep the scale of the raw intensities: a bfloat16 decoder alone can move the logits by over 1 %
         with full_precision(x):
             for up, block in zip(self.up, self.decoder, strict=True):
                 x = block(torch.cat([up(at_least_float32(x)), skips.pop()], dim=1))
@@ -231,7 +235,7 @@ class KOriginsUNet(nn.Module):
         if height % divisor or width % divisor or not height or not width:
             choices = [
                 " or ".join(
-                    str(size) for size in sorted({side // divisor * divisor, -(-side // divisor) * divisor} - {0})
+                    str(size * divisor) for size in sorted({max(side // divisor, 1), max(-(-side // divisor), 1)})
                 )
                 for side in (height, width)
             ]
@@ -256,7 +260,8 @@ class KOriginsUNet(nn.Module):
             Network with the same logits up to rounding and the cost of the plain one; this one is left as it is.
         """
         folded = copy.deepcopy(self)
-        for block in folded.encoder:
-            if isinstance(block[0], KOriginsConv):
-                block[0] = fold_korigins(*block[0])
+        for block in cast(Iterable[nn.Sequential], folded.encoder):
+            first = block[0]
+            if isinstance(first, KOriginsConv):
+                block[0] = fold_korigins(first.korigins, first.conv)
         return folded

@@ -3,6 +3,7 @@
 from framework.figures.curves import training_curves
 from framework.figures.origins import origin_paths
 from framework.figures.segmentation import segmentation_panel
+from framework.figures.separability import separability
 from framework.figures.splines import edge_strength_maps, outside_fractions, spline_curves
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "origin_paths",
     "outside_fractions",
     "segmentation_panel",
+    "separability",
     "spline_curves",
     "training_curves",
 ]

@@ -22,7 +22,7 @@ def training_curves(log: pd.DataFrame) -> Figure:
     if not columns:
         raise DataError(f"training_curves: no 'split/name' column among {list(log.columns)}")
     names = list(dict.fromkeys(c.split("/", 1)[1] for c in columns))
-    width = min(3, len(names))
+    width = 2 if len(names) == 4 else min(3, len(names))
     rows = -(-len(names) // width)
     figure, axes = new_figure(rows, width, 4.0 * width, 2.8 * rows)
     for axis, name in zip(axes.flat, names, strict=False):

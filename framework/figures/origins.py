@@ -24,7 +24,8 @@ def origin_paths(
     """
     if paths.ndim != 2 or len(paths) != len(epochs) or histograms.shape[1] + 1 != len(edges):
         raise DataError(
-            f"origin_paths: got paths {paths.shape}, epochs {epochs.shape}, histograms {histograms.shape}, edges {edges.shape}"
+            f"origin_paths: got paths {paths.shape}, epochs {epochs.shape}, "
+            f"histograms {histograms.shape}, edges {edges.shape}"
         )
     figure, axes = new_figure(1, 2, 9, 4)
     left, right = axes[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,13 @@ def full_precision(x: Tensor) -> Iterator[None]:
         if not x.is_cuda:
             yield
             return
-        before = torch.backends.cudnn.conv.fp32_precision
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        before = convolutions.fp32_precision
+        convolutions.fp32_precision = "ieee"
         try:
             yield
         finally:
-            torch.backends.cudnn.conv.fp32_precision = before
+            convolutions.fp32_precision = before
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ class KOrigins(nn.Module):
             weight = weight[:, None].expand(-1, in_channels)
         if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != in_channels:
             raise ConfigError(
-                f"weights has shape {shape}; expected (K,) or (K, in_channels) = (K, {in_channels}) with K of at least 1."
+                f"weights has shape {shape}; expected (K,) or (K, in_channels) = (K, {in_channels}), K at least 1."
             )
         if not weight.isfinite().all():
             raise ConfigError("weights holds NaN or infinite origins; give finite intensities.")
@@ -152,7 +154,7 @@ class FoldedKOrigins(nn.Module):
         with full_precision(x):
             y = self.conv(at_least_float32(x))
             for rows, columns, correction in self._border(x.shape[-2], x.shape[-1]):
-                y[:, :, rows, columns] += correction
+                y[:, :, rows, columns].add_(correction)
         return y
 
     def _border(self, height: int, width: int) -> list[tuple[slice, slice, Tensor]]:

@@ -361,6 +361,8 @@ def test_sides_that_cannot_be_pooled_are_named_with_the_nearest_that_can() -> No
         network(torch.zeros(1, 1, 200, 400))
     with pytest.raises(ConfigError, match=r"shape \(1, 3, 16, 16\); expected \(B, in_channels=1, H, W\)"):
         network(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(ConfigError, match="a height of 16 and a width of 16"):
+        network(torch.zeros(1, 1, 0, 16))
     assert KOriginsUNet(38, width=1)(torch.zeros(1, 1, 200, 200)).shape == (1, 2, 200, 200)
 
 

@@ -132,7 +132,7 @@ def test_bayes_accuracy_is_the_integral_of_the_largest_density(classes: list[tup
 
 def test_bayes_accuracy_against_adaptive_quadrature() -> None:
     m, s, p = np.array([16500, 20000, 20000]), np.array([900, 1000, 5250]), np.array([0.45, 0.275, 0.275])
-    expected, _ = quad(lambda x: (p * norm.pdf(x, m, s)).max(), 0, 45000, limit=500, points=[15000, 18000, 22000])
+    expected, _ = quad(lambda x: (p * norm.pdf(x, m, s)).max(), -25000, 65000, limit=500, points=[15000, 18000, 22000])
     assert bayes_accuracy(m, s, p) == pytest.approx(expected, abs=1e-6)
 
 

@@ -170,6 +170,7 @@ CONVOLUTIONS = [
 @pytest.mark.parametrize("concat", [True, False])
 @pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
 @pytest.mark.parametrize("size", [(12, 9), (7, 16)])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_folded_equals_layer_and_convolution_on_the_whole_image(
     options: dict, concat: bool, size: tuple[int, int]
 ) -> None:

@@ -1,0 +1,145 @@
+"""Writes the tables of the documentation from the CSV files in `results/`; no figure in a page is typed by hand.
+
+    python -m benchmarks.tables          # rewrite the pages
+    python -m benchmarks.tables --check  # exit 1 when a page does not match its CSV
+
+A page holds `<!-- table NAME -->` and `<!-- end -->`; what stands between them is the rendering of NAME.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+_BLOCK = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.S)
+
+Renderer = Callable[[], str]
+RENDERERS: dict[str, Renderer] = {}
+
+
+def table(render: Renderer) -> Renderer:
+    """Registers a renderer under its function's name."""
+    RENDERERS[render.__name__] = render
+    return render
+
+
+def read(name: str) -> pd.DataFrame:
+    """A CSV of `results/`, every value as the text that the program wrote."""
+    return pd.read_csv(RESULTS / f"{name}.csv", dtype=str, keep_default_na=False)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def spread(values: pd.Series, digits: int = 3) -> str:
+    """Mean ± standard deviation over seeds (one value: the value)."""
+    numbers = pd.to_numeric(values)
+    if len(numbers) == 1:
+        return f"{numbers.iloc[0]:.{digits}f}"
+    return f"{numbers.mean():.{digits}f} ± {numbers.std():.{digits}f}"
+
+
+def provenance(frame: pd.DataFrame) -> str:
+    """Command, hardware, versions and dates of a CSV's rows, and the time they took."""
+    commands = "; ".join(f"`{c}`" for c in frame["command"].unique())
+    parts = [commands, "; ".join(frame["hardware"].unique()), f"torch {', '.join(frame['torch'].unique())}"]
+    if "seconds" in frame:
+        parts.append(f"{pd.to_numeric(frame['seconds']).sum() / 60:.0f} minutes in all")
+    return "\n" + ", ".join([*parts, ", ".join(sorted(frame["date"].unique()))]) + ".\n"
+
+
+@table
+def korigins_epochs() -> str:
+    """Epochs to the goal per seed, and the best IoU, by variant and network."""
+    frame = read("korigins_epochs")
+    rows = []
+    for (variant, rfl), group in frame.groupby(["variant", "rfl"], sort=False):
+        group = group.sort_values("seed")
+        name = f"{'K' if variant.startswith('K-') else ''}RFL{rfl}"
+        rows.append([variant, name, group["parameters"].iloc[0], ", ".join(group["epochs_to_goal"]),
+                     spread(group["best_iou"]), spread(group["seconds"], 0)])  # fmt: skip
+    rows.sort(key=lambda row: (int(row[1].lstrip("KRFL")) != 18, 0))
+    header = ["variant", "network", "parameters", "epochs to 0.99 IoU, one per seed", "best IoU", "seconds a run"]
+    return markdown(header, rows) + provenance(frame)
+
+
+@table
+def korigins_e5() -> str:
+    """Parameter efficiency at a reduced size."""
+    frame = read("korigins_e5")
+    rows = []
+    for variant, group in frame.groupby("variant", sort=False):
+        rows.append([str(variant), group["parameters"].iloc[0], ", ".join(group.sort_values("seed")["epochs_to_goal"]),
+                     spread(group["best_iou"]), spread(group["last_iou"]), spread(group["seconds"], 0)])  # fmt: skip
+    header = ["network", "parameters", "epochs to goal", "best IoU", "last IoU", "seconds a run"]
+    return markdown(header, rows) + provenance(frame)
+
+
+@table
+def fold_korigins() -> str:
+    """Folding: error and time against the plain network."""
+    frame = read("fold_korigins")
+    columns = {
+        "network": "network",
+        "error_of_largest_logit": "error / largest logit",
+        "plain_ms": "plain, ms",
+        "folded_ms": "folded, ms",
+        "k_network_ms": "K-network, ms",
+        "folded_over_plain": "folded / plain",
+        "k_network_over_plain": "K-network / plain",
+    }
+    return markdown(list(columns.values()), frame[list(columns)].to_numpy().tolist()) + provenance(frame)
+
+
+@table
+def squares_generation() -> str:
+    """Images per second of generation beside the training step."""
+    frame = read("squares_generation")
+    works = list(frame["work"].unique())
+    rows = []
+    for (preset, side), group in frame.groupby(["preset", "side"], sort=False):
+        by_work = dict(zip(group["work"], group["images_per_s_median"], strict=True))
+        rows.append([str(preset), str(side), *(f"{float(by_work[w]):,.0f}" for w in works)])
+    return markdown(["preset", "side", *(f"{w}, images/s" for w in works)], rows) + provenance(frame)
+
+
+def render(text: str) -> str:
+    """A page with every known block replaced by its rendering."""
+
+    def replaced(match: re.Match) -> str:
+        return match[1] + RENDERERS[match["name"]]() + match[3]
+
+    return _BLOCK.sub(replaced, text)
+
+
+def pages() -> list[Path]:
+    """The pages that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for page in pages():
+        old = page.read_text()
+        new = render(old)
+        if new != old:
+            stale.append(page.name)
+            if not check:
+                page.write_text(new)
+    print(("differ from their CSV: " if check else "rewritten: ") + (", ".join(stale) or "none"))
+    sys.exit(int(check and bool(stale)))
+
+
+if __name__ == "__main__":
+    main()

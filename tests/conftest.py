@@ -1,0 +1,57 @@
+"""Fixtures that every test of the command line uses."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from framework.main import main
+
+# Forked ranks and xdist workers share the cores; a test must not depend on how many threads there are.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+# A K-network small enough for a fraction of a second, with two epochs' worth of everything.
+TINY = [
+    "-c",
+    "korigins/quickstart",
+    "--model.rfl=8",
+    "--model.width=2",
+    "--data.side=24",
+    "--data.images=14",
+    "--data.shapes_per_class=[1,1]",
+    "--data.radius_range=[3,5]",
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`run("fit", ...)` is the command line in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["framework"])
+
+    def call(*words: str) -> Any:
+        return main(list(words))
+
+    return call
+
+
+@pytest.fixture
+def tiny() -> list[str]:
+    """Words that shrink the quickstart to a second."""
+    return list(TINY)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the project."""
+    folder = Path(__file__).parents[1].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder.name}: tests on real images need the data folder beside the project")
+    return folder
