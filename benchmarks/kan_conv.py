@@ -9,8 +9,6 @@ Times are the least of several repeats; wall time on a shared machine is noisy, 
 """
 
 import argparse
-import csv
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,22 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.common import append_row, environment
 from framework.nn import KANConv2d, KANLinear, bspline_basis
-
-FIELDS = (
-    "device",
-    "torch",
-    "threads",
-    "dtype",
-    "layer",
-    "grid",
-    "parameters",
-    "cpu_ms",
-    "wall_ms",
-    "ratio_to_floor",
-    "ratio_to_conv",
-    "held_mb",
-)
 
 
 class Repeated(nn.Module):
@@ -157,8 +141,6 @@ def table(args: argparse.Namespace, threads: int, autocast: torch.dtype | None) 
             floors[grid] = used
         rows.append(
             {
-                "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
-                "torch": torch.__version__,
                 "threads": threads,
                 "dtype": str(autocast or torch.float32).removeprefix("torch."),
                 "layer": name,
@@ -191,8 +173,6 @@ def naive_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
         cpu, wall = measure(module, x, None, args.seconds)
         rows.append(
             {
-                "device": cpu_name(),
-                "torch": torch.__version__,
                 "threads": 1,
                 "dtype": "float32",
                 "layer": name,
@@ -207,13 +187,6 @@ def naive_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
         )
         print(rows[-1], flush=True)
     return rows
-
-
-def cpu_name() -> str:
-    """The processor as the system states it."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].split(":", 1)[1].strip() if names else platform.processor()
 
 
 def main() -> None:
@@ -233,12 +206,9 @@ def main() -> None:
             rows += table(args, threads, dtype)
     if args.device == "cpu" and not args.no_naive:
         rows += naive_rows(args)
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    Path(args.out).unlink(missing_ok=True)
+    for row in rows:
+        append_row(Path(args.out), {**row, **environment()})
 
 
 if __name__ == "__main__":

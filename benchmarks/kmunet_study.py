@@ -4,7 +4,6 @@ python -m benchmarks.kmunet_study --data dsb2018_nuclei --root ../shared/data --
 """
 
 import argparse
-import csv
 import time
 import warnings
 from pathlib import Path
@@ -14,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from benchmarks.common import append_row, environment
 from callbacks import GridExtension, SplinePruning
 from datamodules import SegmentationDataModule
 from models import KMUNet
@@ -37,20 +37,6 @@ VARIANTS = (
     "kmunet channels pruned",
     "unet equal parameters",
     "unet equal time",
-)
-FIELDS = (
-    "data",
-    "variant",
-    "seed",
-    "epochs",
-    "learning_rate",
-    "live_parameters",
-    "edges_removed",
-    "dice",
-    "iou",
-    "val_dice",
-    "train_cpu_seconds",
-    "inference_ms",
 )
 
 
@@ -180,20 +166,12 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module="lightning")
     torch.set_num_threads(1)
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     width = equal_time_width(args) if "unet equal time" in args.variants else 0
-    fresh = not out.exists()
-    with out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        for seed in args.seeds:
-            for variant in args.variants:
-                row = run(args, variant, seed, width)
-                print(row, flush=True)
-                writer.writerow(row)
-                file.flush()
+    for seed in args.seeds:
+        for variant in args.variants:
+            row = run(args, variant, seed, width)
+            print(row, flush=True)
+            append_row(Path(args.out), {**row, **environment()})
 
 
 if __name__ == "__main__":

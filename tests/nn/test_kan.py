@@ -112,7 +112,9 @@ def test_transposed_and_linear_layers_equal_written_out_sums(implementation):
     assert np.abs(layer(torch.from_numpy(x)).detach().numpy() - expected).max() < 1e-12
     linear = randomised(KANLinear(4, 2, dtype=torch.float64, implementation=implementation))
     w = linear.coefficients.detach().numpy()
-    expected = [[sum(BSpline(knots, w[:, o, c], 3)(x[0, c, r, 0]) for c in range(4)) for o in range(2)] for r in range(3)]
+    expected = [
+        [sum(BSpline(knots, w[:, o, c], 3)(x[0, c, r, 0]) for c in range(4)) for o in range(2)] for r in range(3)
+    ]
     assert np.abs(linear(torch.from_numpy(x[0, :, :, 0].T.copy())).detach().numpy() - expected).max() < 1e-12
 
 
