@@ -143,7 +143,7 @@ class SplinePruning(Callback):
         torch.compiler.set_stance("default")
 
     def _needed(self, trainer: Trainer) -> bool:
-        return self.sparsity > 0 or any(e not in self.done and e > trainer.current_epoch for e in self.epochs)
+        return self.sparsity > 0 or any(e not in self.done and e <= trainer.current_epoch + 1 for e in self.epochs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sums the moments over ranks."""

@@ -226,7 +226,9 @@ class KMUNet(BaseMethod):
     def shrunk(self) -> "KMUNet":
         """The same function as a smaller network: without dead channels and without dead kernel borders."""
         shape, kept = self.network.shrunk_shape()
-        smaller = type(self)(**{**dict(self.hparams), "shape": shape, "compile": False})
+        # the command line adds notes of its own, which start with an underscore
+        arguments = {key: value for key, value in self.hparams.items() if not key.startswith("_")}
+        smaller = type(self)(**{**arguments, "shape": shape, "compile": False})
         smaller.network.copy_from(self.network, kept)
         rest = {k: v for k, v in self.state_dict().items() if not k.startswith("network.")}
         smaller.load_state_dict(rest, strict=False)
