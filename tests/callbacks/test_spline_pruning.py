@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from callbacks import SplinePruning
 from framework.distributed import checksum
@@ -158,10 +159,11 @@ def test_resume_between_two_prunings_equals_the_uninterrupted_run(tmp_path, gran
         assert layer.coefficients[:, ~layer.mask].abs().sum() == 0
 
 
-def test_the_event_is_logged(run) -> None:
-    words = [*TINY_KMUNET, "--trainer.max_epochs=3", "--trainer.callbacks"]
-    cli = run("fit", *words, "[{class_path: SplinePruning, init_args: {epochs: [1, 2], fraction: 0.4}}]")
-    log = pd.read_csv(Path(cli.trainer.log_dir) / "metrics.csv")
+def test_the_event_is_logged(tmp_path) -> None:
+    logger = CSVLogger(tmp_path)
+    callback = SplinePruning(epochs=[1, 2], fraction=0.4)
+    quiet(tmp_path, max_epochs=3, callbacks=[callback], logger=logger).fit(small(), cells())
+    log = pd.read_csv(Path(logger.log_dir) / "metrics.csv")
     assert log["prune/removed"].dropna().tolist() == pytest.approx([0.2, 0.4], abs=0.01)
     assert log["prune/live_parameters"].dropna().is_monotonic_decreasing
     assert log["prune/function_change"].dropna().between(0, 0.5).all()
@@ -206,7 +208,9 @@ def test_kernel_borders_without_edges_are_cut_off() -> None:
 
 
 def test_the_structural_step_writes_a_checkpoint_that_the_command_line_tests(run) -> None:
-    words = [*TINY_KMUNET, "--model.width=4", "--trainer.callbacks",
+    quick = [*TINY_KMUNET, "--model.width=4", "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+             "--trainer.logger.save_dir=."]  # fmt: skip
+    words = [*quick, "--trainer.callbacks",
              "[{class_path: SplinePruning, init_args: {epochs: [1], fraction: 0.4, granularity: channel, "
              "structural: true}}]"]  # fmt: skip
     cli = run("fit", *words, "--trainer.max_epochs=2")
