@@ -28,20 +28,18 @@ def spline_curves(layers: Shown, edges: int = 6) -> Figure:
     figure, axes = _panels(layers, 3.1, 2.3)
     for axis, (name, (layer, moments)) in zip(axes, layers.items(), strict=False):
         low, high = histogram_range(layer)
-        bins = np.linspace(low, high, len(moments.histogram) + 1)
-        density = moments.histogram.numpy() / max(1.0, float(moments.histogram.sum()))
-        under = axis.twinx()
-        under.bar(bins[:-1], density, np.diff(bins), align="edge", color="0.88")
-        under.set_ylim(0, 3 * max(float(density.max()), 1e-9))
-        under.set_yticks([])
-        axis.set_zorder(under.get_zorder() + 1)
-        axis.patch.set_visible(False)
         points = torch.linspace(low, high, 201, dtype=torch.float64)
         with torch.no_grad():
             values = layer.edge_values(points).flatten(1).double().cpu()
             strongest = layer.edge_strength(moments).flatten().cpu().argsort(descending=True)[:edges]
         for place, edge in enumerate(strongest.tolist()):
             axis.plot(points, values[:, edge], color=PALETTE[1 + place % (len(PALETTE) - 1)], linewidth=1)
+        bottom, top = axis.get_ylim()
+        share = moments.histogram.numpy() / max(1.0, float(moments.histogram.max()))
+        bins = np.linspace(low, high, len(share) + 1)
+        heights = bottom + 0.35 * (top - bottom) * share
+        axis.stairs(heights, bins, baseline=bottom, fill=True, color="0.88", zorder=0)
+        axis.set_ylim(bottom, top)
         for end in (layer.grid.low, layer.grid.high):
             axis.axvline(end, color="0.5", linewidth=0.6, linestyle=":")
         axis.set_title(f"{name}, G = {layer.grid_size}")
@@ -61,12 +59,13 @@ def edge_strength_maps(layers: Shown) -> Figure:
         alive = layer.mask.flatten(1).cpu().numpy()
         shown = np.ma.masked_where(~alive, strength)
         axis.set_facecolor("0.8")
-        image = axis.imshow(shown, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0)
+        axis.imshow(shown, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0)
         bare(axis)
         axis.set_title(name)
-        axis.set_xlabel(f"{alive.mean():.0%} live", fontsize=8)
-        figure.colorbar(image, ax=axis, shrink=0.8)
-    figure.suptitle("edge strength: outputs down, inputs and kernel positions across; grey is pruned")
+        axis.set_xlabel(f"{alive.mean():.0%} live, strongest {strength.max():.2g}", fontsize=8)
+    figure.suptitle(
+        "edge strength from 0 (dark) to the strongest: outputs down, inputs and positions across; grey: pruned"
+    )
     return figure
 
 

@@ -207,16 +207,14 @@ def test_kernel_borders_without_edges_are_cut_off() -> None:
     assert (smaller(x) - model(x)).abs().max() < 1e-5 * model(x).abs().max()
 
 
-def test_the_structural_step_writes_a_checkpoint_that_the_command_line_tests(run) -> None:
-    quick = [*TINY_KMUNET, "--model.width=4", "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
-             "--trainer.logger.save_dir=."]  # fmt: skip
-    words = [*quick, "--trainer.callbacks",
-             "[{class_path: SplinePruning, init_args: {epochs: [1], fraction: 0.4, granularity: channel, "
-             "structural: true}}]"]  # fmt: skip
-    cli = run("fit", *words, "--trainer.max_epochs=2")
-    path = Path(cli.trainer.log_dir) / "checkpoints" / "shrunk.ckpt"
-    tested = run("test", *TINY_KMUNET, "--ckpt_path", str(path))
-    assert sum(p.numel() for p in tested.model.parameters()) < sum(p.numel() for p in cli.model.parameters())
+def test_the_structural_step_writes_a_checkpoint_that_the_command_line_tests(run, tmp_path) -> None:
+    callback = SplinePruning(epochs=[1], fraction=0.4, granularity="channel", structural=True)
+    model, logger = small(width=4), CSVLogger(tmp_path)
+    quiet(tmp_path, max_epochs=2, callbacks=[callback], logger=logger).fit(model, cells())
+    path = Path(logger.log_dir) / "checkpoints" / "shrunk.ckpt"
+    words = [*TINY_KMUNET, "--model.width=4", "--trainer.logger=false", "--trainer.callbacks", "[]"]
+    tested = run("test", *words, "--ckpt_path", str(path))
+    assert sum(p.numel() for p in tested.model.parameters()) < sum(p.numel() for p in model.parameters())
     assert "test/dice" in tested.trainer.callback_metrics
 
 
