@@ -28,8 +28,16 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "lightning": lightning.__version__,
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(_portable, sys.argv[1:])]),
     }
+
+
+def _portable(word: str) -> str:
+    """A path below the working directory or elsewhere without the part that only this machine has."""
+    path = Path(word)
+    if not path.is_absolute():
+        return word
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

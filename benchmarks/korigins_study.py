@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 E5 = {
     "KRFL32": {"rfl": 32},
+    "KRFL32, first level only": {"rfl": 32, "deep_origins": 0},
     "RFL68 widened": {"rfl": 68, "origins": "none", "widen": [6, 3]},
     "RFL68": {"rfl": 68, "origins": "none"},
 }

@@ -54,6 +54,7 @@ class KOriginsSegmentation(BaseMethod):
         deep_std: their standard deviation; the paper's code: 5000.
         trainable_origins: False freezes every origin (a control).
         widen: [first, deeper] factors on a plain network's encoder widths; the paper compares with 2 C and 3.
+        widened: `widen` acts on `both` convolutions of a block, or on the `last` only (the author's committed code).
         batch_norm: normalise after every convolution (a control).
         standardize_input: subtract the training images' mean and divide by their standard deviation (a control).
         data_bias: start the first convolution's thresholds at the class statistics, through its bias (a control).
@@ -88,6 +89,7 @@ class KOriginsSegmentation(BaseMethod):
         deep_std: float = 5000.0,
         trainable_origins: bool = True,
         widen: list[int] | None = None,
+        widened: Literal["both", "last"] = "both",
         batch_norm: bool = False,
         standardize_input: bool = False,
         data_bias: bool = False,
@@ -125,6 +127,7 @@ class KOriginsSegmentation(BaseMethod):
             deep_std=deep_std,
             trainable_origins=trainable_origins,
             widen=None if widen is None else (widen[0], widen[1]),
+            widened=widened,
             batch_norm=batch_norm,
         )
         self.register_buffer("input_mean", torch.zeros(1, in_channels, 1, 1))

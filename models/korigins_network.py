@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +130,8 @@ class KOriginsUNet(nn.Module):
         trainable_origins: False freezes all origins.
         widen: (m1, m2) multiplies the filters of a plain network's encoder, by m1 on the first level and by m2 on
             the deeper ones, so that it computes as many maps as the network with K-Origins.
+        widened: which of a block's convolutions ``widen`` multiplies: ``both``, which gives the paper's 1.4 M, or
+            only the ``last``, as the author's code was committed.
         batch_norm: normalise after every 3x3 convolution (a control, not in the paper).
         seed: seed of all initial values. None draws them from torch's global generator.
 
@@ -149,6 +151,7 @@ class KOriginsUNet(nn.Module):
         deep_std: float = 5000.0,
         trainable_origins: bool = True,
         widen: tuple[int, int] | None = None,
+        widened: Literal["both", "last"] = "both",
         batch_norm: bool = False,
         seed: int | None = None,
     ) -> None:
@@ -183,7 +186,8 @@ class KOriginsUNet(nn.Module):
             elif level > 0 and deep_origins > 0:
                 drawn = deep_mean + deep_std * torch.randn(deep_origins, channels, generator=generator)
                 korigins = KOrigins(channels, drawn, trainable=trainable_origins)
-            self.encoder.append(_conv_block(channels, [filters] * convolutions, korigins, batch_norm))
+            inner = filters if widened == "both" else width * 2**level
+            self.encoder.append(_conv_block(channels, [inner] * (convolutions - 1) + [filters], korigins, batch_norm))
             channels = filters
         self.pool = nn.MaxPool2d(2)
         self.up = nn.ModuleList()

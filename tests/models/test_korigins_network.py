@@ -99,6 +99,11 @@ def test_golden_parameter_counts_of_the_widened_networks(rfl: int, classes: int,
     assert parameters(KOriginsUNet(rfl, num_classes=classes, widen=(2 * classes, 3))) == count
 
 
+@pytest.mark.parametrize(("rfl", "count"), [(14, 71587), (32, 236739)])
+def test_golden_parameter_counts_of_the_networks_widened_as_committed(rfl: int, count: int) -> None:
+    assert parameters(KOriginsUNet(rfl, num_classes=3, widen=(6, 3), widened="last")) == count
+
+
 @pytest.mark.parametrize(("rfl", "count"), [(8, 30970), (14, 44858), (32, 191610)])
 def test_golden_parameter_counts_in_colour(rfl: int, count: int) -> None:
     assert parameters(KOriginsUNet(rfl, 3, 6, origins=torch.full((12, 3), 20000.0), deep_origins=3)) == count
