@@ -110,8 +110,8 @@ def held_bytes(module: nn.Module, x: Tensor, autocast: torch.dtype | None) -> in
     return held - y.numel() * y.element_size() + x.numel() * x.element_size()
 
 
-def table(args: argparse.Namespace, threads: int, autocast: torch.dtype | None) -> list[dict[str, Any]]:
-    """All rows of one thread number and dtype."""
+def table(args: argparse.Namespace, threads: int, autocast: torch.dtype | None) -> None:
+    """Measures and writes all rows of one thread number and dtype."""
     torch.set_num_threads(threads)
     device = torch.device(args.device)
     x = torch.randn(4, 32, 64, 64, device=device, requires_grad=True)
@@ -153,11 +153,11 @@ def table(args: argparse.Namespace, threads: int, autocast: torch.dtype | None) 
                 "held_mb": round(held_bytes(module, x, autocast) / 2**20, 2),
             }
         )
+        append_row(Path(args.out), {**rows[-1], **environment()})
         print(rows[-1], flush=True)
-    return rows
 
 
-def naive_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+def naive_rows(args: argparse.Namespace) -> None:
     """The per-edge form at a size it can carry: batch 1, 8 -> 8 channels, 32 x 32, beside ours at that size."""
     torch.set_num_threads(1)
     x = torch.randn(1, 8, 32, 32, requires_grad=True)
@@ -185,8 +185,8 @@ def naive_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "held_mb": round(held_bytes(module, x, None) / 2**20, 2),
             }
         )
+        append_row(Path(args.out), {**rows[-1], **environment()})
         print(rows[-1], flush=True)
-    return rows
 
 
 def main() -> None:
@@ -200,15 +200,12 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--no-naive", action="store_true")
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    Path(args.out).unlink(missing_ok=True)
     for dtype in (None, torch.bfloat16) if args.device == "cuda" else (None,):
         for threads in args.threads if args.device == "cpu" else [1]:
-            rows += table(args, threads, dtype)
+            table(args, threads, dtype)
     if args.device == "cpu" and not args.no_naive:
-        rows += naive_rows(args)
-    Path(args.out).unlink(missing_ok=True)
-    for row in rows:
-        append_row(Path(args.out), {**row, **environment()})
+        naive_rows(args)
 
 
 if __name__ == "__main__":
