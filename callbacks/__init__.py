@@ -5,6 +5,7 @@ from callbacks.grid_extension import GridExtension
 from callbacks.interrupt_checkpoint import InterruptCheckpoint
 from callbacks.origin_paths import OriginPaths
 from callbacks.prediction_writer import PredictionWriter
+from callbacks.segmentation_maps import SegmentationMaps
 from callbacks.spline_pruning import SplinePruning
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "InterruptCheckpoint",
     "OriginPaths",
     "PredictionWriter",
+    "SegmentationMaps",
     "SplinePruning",
 ]

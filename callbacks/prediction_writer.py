@@ -17,7 +17,8 @@ class PredictionWriter(BasePredictionWriter):
     """Writes what `predict_step` returns: a mapping with `index` int64 (B,), and tensors whose first axis is the batch.
 
     A uint8 or uint16 tensor (B, H, W) or (B, 3, H, W) becomes `INDEX_KEY.png`, anything else `INDEX_KEY.npy`. The
-    index is the sample's unique id, so that many processes write into one folder without meeting.
+    index is the sample's unique id, so that many processes write into one folder without meeting. A data module with
+    `sample_name(index)` replaces INDEX by the sample's name.
 
     Args:
         output_dir: target folder; None: `predictions` in the run folder.
@@ -53,11 +54,12 @@ class PredictionWriter(BasePredictionWriter):
                 f"PredictionWriter: predict_step of {type(pl_module).__name__} must return a mapping with the key "
                 f"'index', got {type(prediction).__name__}"
             )
+        name = getattr(getattr(trainer, "datamodule", None), "sample_name", "{:06d}".format)
         for key, values in prediction.items():
             if key == "index":
                 continue
             for index, value in zip(prediction["index"].tolist(), values, strict=True):
-                _write(self._folder / f"{index:06d}_{key}", value)
+                _write(self._folder / f"{name(index)}_{key}", value)
 
 
 def _write(stem: Path, value: Tensor) -> None:

@@ -111,3 +111,28 @@ def same_on_all_ranks(tensors: Mapping[str, Tensor]) -> bool:
     sums: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(sums, checksum(tensors))
     return len(set(sums)) == 1
+
+
+def ranks() -> tuple[int, int]:
+    """(number of ranks, this rank); (1, 0) outside a process group."""
+    return (dist.get_world_size(), dist.get_rank()) if is_distributed() else (1, 0)
+
+
+def gather_rows(rows: Tensor, total: int) -> Tensor:
+    """Puts rows that ranks own together: rank r's row j becomes row j * ranks + r. A collective.
+
+    Args:
+        rows: (rows of this rank, ...).
+        total: rows on all ranks together.
+
+    Returns:
+        (total, ...) on every rank; `rows` itself on one process.
+    """
+    if not is_distributed():
+        return rows
+    world_size = dist.get_world_size()
+    padded = rows.new_zeros(-(-total // world_size), *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, 1).flatten(0, 1)[:total]

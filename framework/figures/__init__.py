@@ -1,6 +1,7 @@
 """Pure functions from data to matplotlib figures; nothing here touches pyplot's global state."""
 
 from framework.figures.curves import training_curves
+from framework.figures.implicit import error_panel, psnr_over_time, reconstruction_panel, segmentation_map_panel
 from framework.figures.origins import origin_paths
 from framework.figures.segmentation import segmentation_panel
 from framework.figures.separability import separability
@@ -8,8 +9,12 @@ from framework.figures.splines import edge_strength_maps, outside_fractions, spl
 
 __all__ = [
     "edge_strength_maps",
+    "error_panel",
     "origin_paths",
     "outside_fractions",
+    "psnr_over_time",
+    "reconstruction_panel",
+    "segmentation_map_panel",
     "segmentation_panel",
     "separability",
     "spline_curves",

@@ -1,6 +1,7 @@
 """The layers and the mathematics behind them: plain torch and numpy, no Lightning, no data, no plotting."""
 
 from framework.nn.bspline import SplineGrid, bspline_basis
+from framework.nn.experts import ExpertLinear, NestedSort, Segment, clip_segments, nested_sort, tile_index
 from framework.nn.intensity import (
     bayes_accuracy,
     bayes_confusion,
@@ -12,16 +13,23 @@ from framework.nn.intensity import (
 )
 from framework.nn.kan import KANConv2d, KANConvTranspose2d, KANLinear
 from framework.nn.korigins import FoldedKOrigins, KOrigins, fold_korigins
+from framework.nn.luminance import equal_bins, kmeans_colours, luminance, map_bits, multi_otsu
+from framework.nn.siren import Grid, SineLayer, coordinate_grid, siren_bound, siren_init_
 from framework.nn.spline_layer import SplineLayer, spline_layers
 from framework.nn.spline_moments import CrossMoments, SplineMoments, observe
 
 __all__ = [
     "CrossMoments",
+    "ExpertLinear",
     "FoldedKOrigins",
+    "Grid",
     "KANConv2d",
     "KANConvTranspose2d",
     "KANLinear",
     "KOrigins",
+    "NestedSort",
+    "Segment",
+    "SineLayer",
     "SplineGrid",
     "SplineLayer",
     "SplineMoments",
@@ -29,11 +37,22 @@ __all__ = [
     "bayes_confusion",
     "bayes_iou",
     "bspline_basis",
+    "clip_segments",
+    "coordinate_grid",
+    "equal_bins",
     "fold_korigins",
     "gaussian_mixture_statistics",
     "hellinger",
+    "kmeans_colours",
+    "luminance",
+    "map_bits",
+    "multi_otsu",
     "multi_otsu_statistics",
+    "nested_sort",
     "observe",
     "origins_from_statistics",
+    "siren_bound",
+    "siren_init_",
     "spline_layers",
+    "tile_index",
 ]

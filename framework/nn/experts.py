@@ -1,0 +1,294 @@
+"""Levels-of-Experts layers: linear maps whose weight matrix is chosen by position (Hao et al., NeurIPS 2022).
+
+Rows of the input are coordinates. Where the rows of one expert lie together, the layer is one plain matrix product per
+run of rows. `nested_sort` finds one order of the rows in which that holds for every layer of a network at once, so that
+a training step needs no gather, no scatter and no permutation.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from framework.errors import ConfigError, DataError
+
+Bias = Literal["shared", "per_expert", "none"]
+
+
+class Segment(NamedTuple):
+    """Rows start..stop-1 belong to one expert."""
+
+    start: int
+    stop: int
+    expert: int
+
+
+class NestedSort(NamedTuple):
+    """An order of the rows in which every layer's experts are contiguous runs.
+
+    Attributes:
+        order: (N,) int64; row i of the sorted input is row order[i] of the original.
+        segments: for every layer its runs, which cover 0..N.
+    """
+
+    order: Tensor
+    segments: list[list[Segment]]
+
+    def inverse(self) -> Tensor:
+        """(N,) int64; row i of the original is row inverse[i] of the sorted one."""
+        return torch.argsort(self.order)
+
+
+def tile_index(coords: Tensor, multiplier: float, offset: float = 0.0) -> Tensor:
+    """Which of four experts a position belongs to: q = floor(A x + b) per axis, e = 2 (q_row mod 2) + (q_column mod 2).
+
+    On [-1, 1] a tile's edge is 1 / A, so there are 2 A tiles along each axis (specification, "Tilings").
+
+    Args:
+        coords: (..., 2) floating point, (row, column) in [-1, 1].
+        multiplier: A, above 0.
+        offset: b.
+
+    Returns:
+        (...) int64 in 0..3.
+
+    Raises:
+        ConfigError: a multiplier that is not above 0. DataError: coordinates of another shape.
+    """
+    if not multiplier > 0:
+        raise ConfigError(f"multiplier: expected a number above 0, got {multiplier}")
+    if coords.dim() == 0 or coords.shape[-1] != 2:
+        raise DataError(f"tile_index: expected coordinates (..., 2), got {tuple(coords.shape)}")
+    # float64 keeps float32 pixel centres on their side of a tile's edge; % is the non-negative modulo, also below 0
+    parity = torch.floor(coords.double() * multiplier + offset).long() % 2
+    return 2 * parity[..., 0] + parity[..., 1]
+
+
+def nested_sort(indices: Sequence[Tensor]) -> NestedSort:
+    """Sorts rows by (last layer's expert, ..., first layer's expert).
+
+    With n experts per layer the last of L layers gets at most n runs, the one before n^2, ..., the first n^L.
+
+    Args:
+        indices: for every layer, first to last, (N,) int64 experts of the rows.
+
+    Returns:
+        the order and every layer's runs; neighbouring runs of one expert are joined.
+
+    Raises:
+        DataError: no layer, or indices of different lengths.
+    """
+    if not indices or any(index.dim() != 1 or len(index) != len(indices[0]) for index in indices):
+        raise DataError(
+            f"nested_sort: expected indices (N,) of one length, got {[tuple(index.shape) for index in indices]}"
+        )
+    order = torch.arange(len(indices[0]), device=indices[0].device)
+    for index in indices:  # stable: the last sort is the outermost
+        order = order[torch.sort(index[order], stable=True).indices]
+    return NestedSort(order, [_runs(index[order]) for index in indices])
+
+
+def _runs(sorted_index: Tensor) -> list[Segment]:
+    experts, counts = torch.unique_consecutive(sorted_index, return_counts=True)
+    stops = torch.cumsum(counts, 0).tolist()
+    starts = [0, *stops[:-1]]
+    return [Segment(*run) for run in zip(starts, stops, experts.tolist(), strict=True)]
+
+
+def clip_segments(segments: Sequence[Segment], start: int, stop: int) -> list[Segment]:
+    """The runs of rows start..stop-1, counted from `start`."""
+    cut = ((max(s.start, start) - start, min(s.stop, stop) - start, s.expert) for s in segments)
+    return [Segment(*run) for run in cut if run[0] < run[1]]
+
+
+class ExpertLinear(nn.Module):
+    """A linear map with one weight matrix per expert: z_i = W[e_i] x_i + b.
+
+    Args:
+        in_features: length of an input row.
+        out_features: length of an output row.
+        num_experts: n, number of weight matrices; 1 is a plain linear map.
+        bias: `shared` by all experts (the published snippet), `per_expert`, or `none`.
+        num_networks: B independent networks, each with its own weights, trained side by side; None: one, unbatched.
+
+    Attributes:
+        weight: parameter (B, n, out, in), without B for one unbatched network.
+        bias: parameter (B, out), with `per_expert` (B, n, out); None with `none`.
+
+    Raises:
+        ConfigError: a size below 1, or an unknown bias.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        num_experts: int,
+        bias: Bias = "shared",
+        num_networks: int | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"in_features": in_features, "out_features": out_features, "num_experts": num_experts}
+        for name, value in {**sizes, "num_networks": 1 if num_networks is None else num_networks}.items():
+            if value < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {value}")
+        if bias not in ("shared", "per_expert", "none"):
+            raise ConfigError(f"bias: expected shared, per_expert or none, got {bias!r}")
+        self.in_features, self.out_features, self.num_experts = in_features, out_features, num_experts
+        self.bias_kind, self.num_networks = bias, num_networks
+        networks = () if num_networks is None else (num_networks,)
+        self.weight = nn.Parameter(torch.empty(*networks, num_experts, out_features, in_features))
+        rows = {"shared": (), "per_expert": (num_experts,), "none": None}[bias]
+        self.bias = None if rows is None else nn.Parameter(torch.empty(*networks, *rows, out_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """nn.Linear's initialisation, U(+-1 / sqrt(in_features)) for weights and biases, every expert its own draw."""
+        bound = self.in_features**-0.5
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | None = None,
+        segments: Sequence[Segment] | Sequence[Sequence[Segment]] | None = None,
+        gain: float = 1.0,
+    ) -> Tensor:
+        """Applies every row's expert.
+
+        Args:
+            x: (N, in), with `num_networks` (B, N, in), floating point.
+            index: (N,) or (B, N) int64 experts of the rows, in any order. Sorts the rows and puts them back.
+            segments: in place of `index` for rows that are sorted already: the runs of this layer from `nested_sort`,
+                with `num_networks` a list of them per network. Rows that no run covers are not allowed.
+            gain: factor on weights and bias, so that a sine layer scales its few weights instead of its many rows.
+
+        Returns:
+            (N, out) or (B, N, out), x's dtype; under autocast the autocast dtype.
+
+        Raises:
+            DataError: x, index or segments of another shape, or an expert out of range.
+            ConfigError: neither or both of index and segments, with more than one expert.
+        """
+        batched = self.num_networks is not None
+        if x.dim() != 2 + batched or x.shape[-1] != self.in_features:
+            expected = f"({'networks, ' if batched else ''}N, in_features={self.in_features})"
+            raise DataError(f"ExpertLinear: expected an input {expected}, got {tuple(x.shape)}")
+        if index is not None and segments is not None:
+            raise ConfigError("ExpertLinear: give index or segments, not both")
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if gain != 1.0:
+            weight, bias = gain * weight, None if bias is None else gain * bias
+        if not batched:
+            x, weight, bias = x[None], weight[None], None if bias is None else bias[None]
+            index = None if index is None else index[None]
+            segments = None if segments is None else [cast(Sequence[Segment], segments)]
+        if index is not None:
+            out = self._unsorted(x, weight, bias, index)
+        else:
+            runs = self._checked_runs(x, cast(Any, segments))
+            out = _segmented(x, weight, bias, runs)
+        return out if batched else out[0]
+
+    def _checked_runs(self, x: Tensor, segments: Sequence[Sequence[Segment]] | None) -> Sequence[Sequence[Segment]]:
+        if segments is None:
+            if self.num_experts > 1:
+                raise ConfigError(f"ExpertLinear: with {self.num_experts} experts give index or segments")
+            return [[Segment(0, x.shape[1], 0)]] * len(x)
+        if len(segments) != len(x):
+            raise DataError(f"ExpertLinear: expected segments of {len(x)} networks, got {len(segments)}")
+        for runs in segments:
+            at = 0
+            for start, stop, expert in runs:
+                if start != at or stop <= start or not 0 <= expert < self.num_experts:
+                    raise DataError(
+                        f"ExpertLinear: rows {start}..{stop} of expert {expert} do not follow row {at} or are not of "
+                        f"experts 0..{self.num_experts - 1}"
+                    )
+                at = stop
+            if at != x.shape[1]:
+                raise DataError(f"ExpertLinear: segments cover {at} rows of {x.shape[1]}")
+        return segments
+
+    def _unsorted(self, x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) -> Tensor:
+        if index.shape != x.shape[:2]:
+            raise DataError(f"ExpertLinear: expected an index {tuple(x.shape[:2])}, got {tuple(index.shape)}")
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.num_experts:
+            raise DataError(f"index: expected experts 0..{self.num_experts - 1}, got {int(index.max())}")
+        sorts = [nested_sort([row]) for row in index]
+        order = torch.stack([s.order for s in sorts])[..., None]
+        rows = torch.gather(x, 1, order.expand(-1, -1, x.shape[2]))
+        out = _segmented(rows, weight, bias, [s.segments[0] for s in sorts])
+        back = torch.argsort(order, 1).expand(-1, -1, out.shape[2])
+        return torch.gather(out, 1, back)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_features}, {self.out_features}, num_experts={self.num_experts}, bias={self.bias_kind}, "
+            f"num_networks={self.num_networks}"
+        )
+
+
+def _segmented(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Sequence[Sequence[Segment]]) -> Tensor:
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return cast(Tensor, _SegmentedLinear.apply(x, weight, bias, segments))
+
+
+class _SegmentedLinear(torch.autograd.Function):
+    """Products of row slices, written into outputs allocated once.
+
+    Autograd's own slicing would zero-pad every slice's gradient to the full size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, segments: Any) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.segments, ctx.bias_shape = segments, None if bias is None else bias.shape
+        out = x.new_empty(*x.shape[:2], weight.shape[2])
+        for b, runs in enumerate(segments):
+            for start, stop, e in runs:
+                rows, matrix, target = x[b, start:stop], weight[b, e].t(), out[b, start:stop]
+                if bias is None:
+                    torch.mm(rows, matrix, out=target)
+                else:
+                    torch.addmm(bias[b, e] if bias.dim() == 3 else bias[b], rows, matrix, out=target)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        grad = grad.contiguous()
+        grad_x = torch.empty_like(x) if needs_x else None
+        # bfloat16 sums over many runs would lose bits
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
+        per_expert = needs_bias and len(ctx.bias_shape) == 3
+        grad_bias = grad.new_zeros(ctx.bias_shape, dtype=dtype) if per_expert else None
+        for b, runs in enumerate(ctx.segments):
+            for start, stop, e in runs:
+                rows = grad[b, start:stop]
+                if grad_x is not None:
+                    torch.mm(rows, weight[b, e], out=grad_x[b, start:stop])
+                if grad_weight is not None:
+                    if dtype == weight.dtype:
+                        grad_weight[b, e].addmm_(rows.t(), x[b, start:stop])
+                    else:
+                        grad_weight[b, e] += rows.t() @ x[b, start:stop]
+                if grad_bias is not None:
+                    grad_bias[b, e] += rows.sum(0, dtype=dtype)
+        if needs_bias and not per_expert:
+            grad_bias = grad.sum(1, dtype=dtype)
+        return grad_x, _as(grad_weight, weight), _as(grad_bias, weight), None
+
+
+def _as(grad: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if grad is None else grad.to(like.dtype)

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from framework.errors import DataError
+from framework.figures import error_panel, psnr_over_time, reconstruction_panel, segmentation_map_panel
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_error_panel_states_each_images_errors() -> None:
+    a = [np.full((8, 12, 3), 100, np.uint8), np.full((12, 8, 3), 100, np.uint8)]
+    b = [a[0].copy(), a[1] + 4]
+    figure = error_panel(a, b, ["same", "off"])
+    titles = [axis.get_title() for axis in figure.axes[:2]]
+    assert titles == ["same: mean 0.00, 99th percentile 0", "off: mean 4.00, 99th percentile 4"]
+
+
+def test_reconstruction_panel_shows_the_psnr_and_the_pixels_themselves() -> None:
+    a = picture(16, 24)
+    b = a.copy()
+    b[0, 0, 0] ^= 16
+    figure = reconstruction_panel([a], [b], ["one"])
+    psnr = 10 * np.log10(255**2 / (256 / a.size))
+    assert figure.axes[1].get_xlabel() == f"{psnr:.2f} dB"
+    assert np.array_equal(figure.axes[0].images[0].get_array(), a)
+    assert np.array_equal(figure.axes[1].images[0].get_array(), b)
+    assert reconstruction_panel([a], [a], ["one"]).axes[1].get_xlabel() == "inf dB"
+
+
+def test_segmentation_panel_shows_shares() -> None:
+    labels = np.zeros((4, 4), int)
+    labels[0] = 2
+    figure = segmentation_map_panel([picture(4, 4)], [labels], 3, ["one"], ["0.5 bits"])
+    assert [bar.get_height() for bar in figure.axes[2].patches] == [0.75, 0, 0.25]
+    assert figure.axes[1].get_xlabel() == "0.5 bits"
+
+
+@pytest.mark.parametrize("images", [3, 9])
+def test_psnr_over_time_draws_every_image_and_the_mean(images: int) -> None:
+    values = np.random.default_rng(0).uniform(20, 40, (5, images))
+    figure = psnr_over_time(range(5), values, [f"i{i}" for i in range(images)])
+    drawn = [line.get_ydata() for line in figure.axes[0].lines]
+    assert np.array_equal(drawn[images], values.mean(1))
+    assert all(np.array_equal(drawn[i], values[:, i]) for i in range(images))
+
+
+def test_parts_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(DataError, match="expected equally many"):
+        reconstruction_panel([picture(4, 4)], [], ["one"])
+    with pytest.raises(DataError, match=r"\(2, 3\) values for 2 steps and 1 images"):
+        psnr_over_time([1, 2], np.zeros((2, 3)), ["one"])
