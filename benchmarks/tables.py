@@ -144,6 +144,47 @@ def squares_generation() -> str:
 
 
 @table
+def kmunet_study() -> str:
+    """KM-UNet and its baselines over seeds."""
+    frame = read("kmunet_study")
+    rows = []
+    for variant, group in frame.groupby("variant", sort=False):
+        live = pd.to_numeric(group["live_parameters"])
+        removed, fastest = (pd.to_numeric(group[c]) for c in ("edges_removed", "inference_ms"))
+        rows.append([str(variant), f"{live.mean():,.0f}", f"{removed.mean():.0%}", spread(group["dice"]),
+                     spread(group["iou"]), str(len(group)), group["learning_rate"].iloc[0],
+                     spread(group["train_cpu_seconds"], 0), f"{fastest.min():.1f}"])  # fmt: skip
+    header = [
+        "network",
+        "live parameters",
+        "edges removed",
+        "Dice",
+        "IoU",
+        "seeds",
+        "rate",
+        "training, s",
+        "inference, ms",
+    ]
+    return markdown(header, rows) + provenance(frame)
+
+
+@table
+def kan_conv() -> str:
+    """Spline convolutions beside the plain convolution they become."""
+    frame = read("kan_conv_cpu")
+    columns = {
+        "layer": "layer",
+        "grid": "G",
+        "parameters": "parameters",
+        "cpu_ms": "processor, ms",
+        "ratio_to_floor": "/ floor",
+        "ratio_to_conv": "/ convolution",
+        "held_mb": "held, MiB",
+    }
+    return markdown(list(columns.values()), frame[list(columns)].to_numpy().tolist()) + provenance(frame)
+
+
+@table
 def loe_step() -> str:
     """Step time of every formulation of an expert network, as multiples of plain SIREN's."""
     frame = read("loe_step")

@@ -3,6 +3,9 @@
 from callbacks.figure_writer import (
     FigureWriter,
 )
+from callbacks.grid_extension import (
+    GridExtension,
+)
 from callbacks.interrupt_checkpoint import (
     InterruptCheckpoint,
 )
@@ -18,12 +21,17 @@ from callbacks.prediction_writer import (
 from callbacks.segmentation_maps import (
     SegmentationMaps,
 )
+from callbacks.spline_pruning import (
+    SplinePruning,
+)
 
 __all__ = [
     "FigureWriter",
+    "GridExtension",
     "InterruptCheckpoint",
     "LinearProbe",
     "OriginPaths",
     "PredictionWriter",
     "SegmentationMaps",
+    "SplinePruning",
 ]

@@ -1,5 +1,8 @@
 """Data modules; they know nothing of the models."""
 
+from datamodules.cells import (
+    CellsDataModule,
+)
 from datamodules.imagenet import (
     ImageFolderDataModule,
     ImageNetDataModule,
@@ -10,14 +13,19 @@ from datamodules.kodak import (
 from datamodules.photographs import (
     PhotographsDataModule,
 )
+from datamodules.segmentation import (
+    SegmentationDataModule,
+)
 from datamodules.squares import (
     SquaresDataModule,
 )
 
 __all__ = [
+    "CellsDataModule",
     "ImageFolderDataModule",
     "ImageNetDataModule",
     "KodakDataModule",
     "PhotographsDataModule",
+    "SegmentationDataModule",
     "SquaresDataModule",
 ]

@@ -6,6 +6,9 @@ from models.finola.autoencoder import (
 from models.finola.masked import (
     MaskedFinola,
 )
+from models.kmunet import (
+    KMUNet,
+)
 from models.korigins import (
     KOriginsSegmentation,
 )
@@ -15,6 +18,7 @@ from models.levels_of_experts import (
 
 __all__ = [
     "FinolaAutoencoder",
+    "KMUNet",
     "KOriginsSegmentation",
     "LevelsOfExperts",
     "MaskedFinola",

@@ -23,10 +23,17 @@ from framework.figures.segmentation import (
 from framework.figures.separability import (
     separability,
 )
+from framework.figures.splines import (
+    edge_strength_maps,
+    outside_fractions,
+    spline_curves,
+)
 
 __all__ = [
+    "edge_strength_maps",
     "error_panel",
     "origin_paths",
+    "outside_fractions",
     "psnr_over_time",
     "reconstruction_grid",
     "reconstruction_panel",
@@ -35,5 +42,6 @@ __all__ = [
     "segmentation_panel",
     "separability",
     "speed_spectrum",
+    "spline_curves",
     "training_curves",
 ]

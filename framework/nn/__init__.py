@@ -1,5 +1,9 @@
 """The layers and the mathematics behind them: plain torch and numpy, no Lightning, no data, no plotting."""
 
+from framework.nn.bspline import (
+    SplineGrid,
+    bspline_basis,
+)
 from framework.nn.experts import (
     ExpertLinear,
     NestedSort,
@@ -19,6 +23,11 @@ from framework.nn.intensity import (
     hellinger,
     multi_otsu_statistics,
     origins_from_statistics,
+)
+from framework.nn.kan import (
+    KANConv2d,
+    KANConvTranspose2d,
+    KANLinear,
 )
 from framework.nn.korigins import (
     FoldedKOrigins,
@@ -47,6 +56,15 @@ from framework.nn.siren import (
     siren_bound,
     siren_init_,
 )
+from framework.nn.spline_layer import (
+    SplineLayer,
+    spline_layers,
+)
+from framework.nn.spline_moments import (
+    CrossMoments,
+    SplineMoments,
+    observe,
+)
 from framework.nn.waves import (
     commutator,
     complement_basis,
@@ -55,18 +73,26 @@ from framework.nn.waves import (
 )
 
 __all__ = [
+    "CrossMoments",
     "ExpertLinear",
     "Finola",
     "FoldedKOrigins",
     "Grid",
+    "KANConv2d",
+    "KANConvTranspose2d",
+    "KANLinear",
     "KOrigins",
     "NestedSort",
     "Pca",
     "Segment",
     "SineLayer",
+    "SplineGrid",
+    "SplineLayer",
+    "SplineMoments",
     "bayes_accuracy",
     "bayes_confusion",
     "bayes_iou",
+    "bspline_basis",
     "clip_segments",
     "commutator",
     "complement_basis",
@@ -84,10 +110,12 @@ __all__ = [
     "multi_otsu",
     "multi_otsu_statistics",
     "nested_sort",
+    "observe",
     "origins_from_statistics",
     "pde_residual",
     "siren_bound",
     "siren_init_",
+    "spline_layers",
     "tile_index",
     "wave_speeds",
 ]
