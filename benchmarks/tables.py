@@ -170,6 +170,30 @@ def key_filters_energy() -> str:
         for bank in frame["bank"].unique()
     ]
     header = ["bank", *(f"{network} {size}x{size}, {g['filters'].iloc[0]}" for (network, size), g in groups)]
+
+
+@table
+def kmunet_study() -> str:
+    """KM-UNet and its baselines over seeds."""
+    frame = read("kmunet_study")
+    rows = []
+    for variant, group in frame.groupby("variant", sort=False):
+        live = pd.to_numeric(group["live_parameters"])
+        removed, fastest = (pd.to_numeric(group[c]) for c in ("edges_removed", "inference_ms"))
+        rows.append([str(variant), f"{live.mean():,.0f}", f"{removed.mean():.0%}", spread(group["dice"]),
+                     spread(group["iou"]), str(len(group)), group["learning_rate"].iloc[0],
+                     spread(group["train_cpu_seconds"], 0), f"{fastest.min():.1f}"])  # fmt: skip
+    header = [
+        "network",
+        "live parameters",
+        "edges removed",
+        "Dice",
+        "IoU",
+        "seeds",
+        "rate",
+        "training, s",
+        "inference, ms",
+    ]
     return markdown(header, rows) + provenance(frame)
 
 
@@ -181,6 +205,24 @@ def key_filters_speed() -> str:
     return markdown(list(columns.values()), frame[list(columns)].to_numpy().tolist()) + provenance(frame)
 
 
+
+
+
+
+@table
+def kan_conv() -> str:
+    """Spline convolutions beside the plain convolution they become."""
+    frame = read("kan_conv_cpu")
+    columns = {
+        "layer": "layer",
+        "grid": "G",
+        "parameters": "parameters",
+        "cpu_ms": "processor, ms",
+        "ratio_to_floor": "/ floor",
+        "ratio_to_conv": "/ convolution",
+        "held_mb": "held, MiB",
+    }
+    return markdown(list(columns.values()), frame[list(columns)].to_numpy().tolist()) + provenance(frame)
 
 
 @table
@@ -249,6 +291,51 @@ def _loe_study() -> pd.DataFrame:
     frame = read("loe_study")
     numbers = ["seed", "psnr", "best_psnr", "map_bits_per_pixel"]
     return frame.assign(**{name: pd.to_numeric(frame[name]) for name in numbers})
+
+
+@table
+def finola_speed() -> str:
+    """The rollout as multiples of its bare matrix products."""
+    frame = read("finola_speed")
+    rows = []
+    for (channels, method), group in frame.groupby(["C", "method"], sort=False):
+        cells = {row["pass"]: row for _, row in group.iterrows()}
+        row = [str(channels), str(method), cells["forward"]["M"]]
+        for name in ("forward", "both"):
+            found = cells.get(name)
+            row += ["", "", ""] if found is None else [found["ms"], found["multiple"], found["peak_mib"]]
+        rows.append(row)
+    header = ["C", "method", "M", "forward, ms", "x products", "peak MiB",
+              "forward + backward, ms", "x 3 products", "peak MiB"]  # fmt: skip
+    return markdown(header, rows) + provenance(frame)
+
+
+@table
+def finola_reconstruction() -> str:
+    """PSNR on held-out pictures by floats and method; learned methods over seeds."""
+    frame = read("finola_reconstruction")
+    rows = []
+    for (floats, method, channels, paths), group in frame.groupby(["floats", "method", "C", "M"], sort=False):
+        row = [str(floats), str(method), str(channels), str(paths)]
+        row += [spread(group[name], 2) for name in ("psnr", "psnr_pooled", "ssim")]
+        rows.append([*row, spread(group["kodak_psnr"], 2), group["parameters"].iloc[0], str(len(group))])
+    rows.sort(key=lambda row: (int(row[0]), bool(row[2])))
+    header = ["floats (C M)", "method", "C", "M", "PSNR", "PSNR of mean MSE", "SSIM", "Kodak PSNR", "parameters",
+              "seeds"]  # fmt: skip
+    return markdown(header, rows) + provenance(frame)
+
+
+@table
+def finola_masked() -> str:
+    """Linear probe and masked PSNR by kind of pre-training."""
+    frame = read("finola_masked")
+    rows = []
+    for mode, group in frame.groupby("pretraining", sort=False):
+        name = "random encoder" if mode == "none" else f"{mode}-wise"
+        rows.append([name, group["steps"].iloc[0], spread(group["probe_accuracy"]),
+                     spread(group["masked_psnr"], 2), str(len(group))])  # fmt: skip
+    header = ["pre-training", "steps", "probe accuracy", "PSNR of masked pixels", "seeds"]
+    return markdown(header, rows) + provenance(frame)
 
 
 def render(text: str) -> str:

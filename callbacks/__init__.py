@@ -2,16 +2,22 @@
 
 from callbacks.figure_writer import FigureWriter
 from callbacks.filter_replacement import FilterReplacement
+from callbacks.grid_extension import GridExtension
 from callbacks.interrupt_checkpoint import InterruptCheckpoint
+from callbacks.linear_probe import LinearProbe
 from callbacks.origin_paths import OriginPaths
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.segmentation_maps import SegmentationMaps
+from callbacks.spline_pruning import SplinePruning
 
 __all__ = [
     "FigureWriter",
     "FilterReplacement",
+    "GridExtension",
     "InterruptCheckpoint",
+    "LinearProbe",
     "OriginPaths",
     "PredictionWriter",
     "SegmentationMaps",
+    "SplinePruning",
 ]

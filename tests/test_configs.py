@@ -12,6 +12,7 @@ NAMES = dict(config_names())
 BASES = {
     "korigins/overlays": ("korigins/e2_krfl18", "korigins/e1_rfl18"),
     "master_key/overlays": ("master_key/tiny_imagenet_20",),
+    "finola/overlays": ("finola/tiny_imagenet",),
     "trainer": ("korigins/quickstart",),
 }
 PLAIN_ONLY = {"standardized", "batch_norm", "data_bias", "bias_lr"}

@@ -8,23 +8,31 @@ from framework.figures.filters import (
     replacement_figure,
     sigma_distributions,
 )
+from framework.figures.finola import reconstruction_grid, residual_map, speed_spectrum
 from framework.figures.implicit import error_panel, psnr_over_time, reconstruction_panel, segmentation_map_panel
 from framework.figures.origins import origin_paths
 from framework.figures.segmentation import segmentation_panel
 from framework.figures.separability import separability
+from framework.figures.splines import edge_strength_maps, outside_fractions, spline_curves
 
 __all__ = [
+    "edge_strength_maps",
     "error_panel",
     "explained_energy",
     "filter_panel",
     "operator_histograms",
     "origin_paths",
+    "outside_fractions",
     "psnr_over_time",
+    "reconstruction_grid",
     "reconstruction_panel",
     "replacement_figure",
+    "residual_map",
     "segmentation_map_panel",
     "segmentation_panel",
     "separability",
     "sigma_distributions",
+    "speed_spectrum",
+    "spline_curves",
     "training_curves",
 ]

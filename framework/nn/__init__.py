@@ -1,5 +1,6 @@
 """The layers and the mathematics behind them: plain torch and numpy, no Lightning, no data, no plotting."""
 
+from framework.nn.bspline import SplineGrid, bspline_basis
 from framework.nn.experts import ExpertLinear, NestedSort, Segment, clip_segments, nested_sort, tile_index
 from framework.nn.filter_banks import (
     BANKS,
@@ -14,6 +15,7 @@ from framework.nn.filter_banks import (
     random_bank,
     refit_bank,
 )
+from framework.nn.finola import Finola
 from framework.nn.intensity import (
     bayes_accuracy,
     bayes_confusion,
@@ -23,9 +25,12 @@ from framework.nn.intensity import (
     multi_otsu_statistics,
     origins_from_statistics,
 )
+from framework.nn.kan import KANConv2d, KANConvTranspose2d, KANLinear
 from framework.nn.key_filters import KeyFilterFit, fit_key_filters, idealised_bank, key_filter, load_filters
 from framework.nn.korigins import FoldedKOrigins, KOrigins, fold_korigins
+from framework.nn.linear_codes import Pca, dct_top, dct_zonal
 from framework.nn.luminance import equal_bins, kmeans_colours, luminance, map_bits, multi_otsu
+from framework.nn.probe import linear_probe
 from framework.nn.replacement import (
     ReferenceStatistics,
     SharedPrefix,
@@ -37,28 +42,45 @@ from framework.nn.replacement import (
 from framework.nn.scale_space import discrete_gaussian, remove_mean, spread
 from framework.nn.scale_space_conv import ScaleSpaceDepthwiseConv2d
 from framework.nn.siren import Grid, SineLayer, coordinate_grid, siren_bound, siren_init_
+from framework.nn.spline_layer import SplineLayer, spline_layers
+from framework.nn.spline_moments import CrossMoments, SplineMoments, observe
+from framework.nn.waves import commutator, complement_basis, pde_residual, wave_speeds
 
 __all__ = [
     "BANKS",
+    "CrossMoments",
     "ExpertLinear",
+    "Finola",
     "FoldedKOrigins",
     "Grid",
+    "KANConv2d",
+    "KANConvTranspose2d",
+    "KANLinear",
     "KOrigins",
     "KeyFilterFit",
     "Match",
     "NestedSort",
+    "Pca",
     "ReferenceStatistics",
     "ScaleSpaceDepthwiseConv2d",
     "Segment",
     "SharedPrefix",
     "SineLayer",
+    "SplineGrid",
+    "SplineLayer",
+    "SplineMoments",
     "approximate",
     "bank_parameters",
     "bayes_accuracy",
     "bayes_confusion",
     "bayes_iou",
+    "bspline_basis",
     "clip_segments",
+    "commutator",
+    "complement_basis",
     "coordinate_grid",
+    "dct_top",
+    "dct_zonal",
     "depthwise_convolutions",
     "depthwise_weights",
     "discrete_gaussian",
@@ -72,6 +94,7 @@ __all__ = [
     "key_filter",
     "key_lines",
     "kmeans_colours",
+    "linear_probe",
     "load_filters",
     "luminance",
     "make_bank",
@@ -80,7 +103,9 @@ __all__ = [
     "multi_otsu",
     "multi_otsu_statistics",
     "nested_sort",
+    "observe",
     "origins_from_statistics",
+    "pde_residual",
     "random_bank",
     "recalibrated",
     "reference_statistics",
@@ -88,7 +113,9 @@ __all__ = [
     "remove_mean",
     "siren_bound",
     "siren_init_",
+    "spline_layers",
     "spread",
     "swapped",
     "tile_index",
+    "wave_speeds",
 ]

@@ -1,0 +1,82 @@
+"""A linear probe on a module's frozen features at the end of training."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from framework.errors import ConfigError
+from framework.nn import linear_probe
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """What LinearProbe asks of a module."""
+
+    def features(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) images -> (B, D) features."""
+        ...
+
+
+class LinearProbe(Callback):
+    """Fits a linear classifier on the features of the training images and logs its validation accuracy.
+
+    `probe/accuracy` goes to the loggers once, at the end of fit, computed on the first process.
+
+    Args:
+        l2: of the classifier.
+        max_images: training images at most, the first ones; None: all.
+    """
+
+    def __init__(self, l2: float = 1e-3, max_images: int | None = None) -> None:
+        self.l2, self.max_images = l2, max_images
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks the module.
+
+        Raises:
+            ConfigError: it has no `features(image)`.
+        """
+        if not isinstance(pl_module, HasFeatures):
+            raise ConfigError(
+                f"LinearProbe: {type(pl_module).__name__} has no method features(image); take the callback out of "
+                "trainer.callbacks or give the module one"
+            )
+
+    @rank_zero_only
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fits and logs.
+
+        Raises:
+            ConfigError: data without labels.
+        """
+        datasets: Mapping[str, Any] = getattr(trainer.datamodule, "datasets", {})  # type: ignore[attr-defined]
+        if getattr(trainer, "fast_dev_run", False) or not {"train", "val"} <= set(datasets):
+            return
+        training = pl_module.training
+        pl_module.eval()
+        train, labels = self._features(pl_module, datasets["train"], self.max_images)
+        val, val_labels = self._features(pl_module, datasets["val"], None)
+        pl_module.train(training)
+        accuracy = linear_probe(train, labels, val, val_labels, self.l2)
+        for logger in trainer.loggers:
+            logger.log_metrics({"probe/accuracy": accuracy}, step=trainer.global_step)
+        print(f"linear probe: accuracy {accuracy:.4f} on {len(val)} validation images", flush=True)
+
+    @torch.no_grad()
+    def _features(self, module: Any, dataset: Any, limit: int | None) -> tuple[Tensor, Tensor]:
+        features, labels, count = [], [], 0
+        for batch in DataLoader(dataset, batch_size=64):
+            if "label" not in batch:
+                raise ConfigError("LinearProbe: the batches have no label; use a data module with classes")
+            features.append(module.features(batch["image"].to(module.device)).float().cpu())
+            labels.append(batch["label"])
+            count += len(labels[-1])
+            if limit is not None and count >= limit:
+                break
+        return torch.cat(features)[:limit], torch.cat(labels)[:limit]
