@@ -170,6 +170,7 @@ def key_filters_energy() -> str:
         for bank in frame["bank"].unique()
     ]
     header = ["bank", *(f"{network} {size}x{size}, {g['filters'].iloc[0]}" for (network, size), g in groups)]
+    return markdown(header, rows) + provenance(frame)
 
 
 @table
@@ -203,10 +204,6 @@ def key_filters_speed() -> str:
     frame = read("key_filters_speed")
     columns = {"work": "work", "channels": "channels", "side": "side", "ms": "ms", "over_plain": "over plain"}
     return markdown(list(columns.values()), frame[list(columns)].to_numpy().tolist()) + provenance(frame)
-
-
-
-
 
 
 @table
