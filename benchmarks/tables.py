@@ -144,36 +144,6 @@ def squares_generation() -> str:
 
 
 @table
-def key_filters_fits() -> str:
-    """Our fits beside the published parameters, sigma_x sigma_y (filter 7: sigma, alpha)."""
-    frame = read("key_filters_fits")
-    rows = []
-    for number, group in frame.groupby("filter", sort=False):
-        cells = []
-        for row in group.to_dict("records"):
-            last = "alpha" if row["alpha"] else "sigma_y"
-            ours = f"{float(row['sigma_x']):.4f} {float(row[last]):.4f}"
-            known = f"{row['published_sigma_x']} {row[f'published_{last}']}"
-            cells.append(ours if ours == known else f"{ours} ({known})")
-        rows.append([str(number), *cells])
-    return markdown(["#", *frame["method"].unique()], rows) + provenance(frame)
-
-
-@table
-def key_filters_energy() -> str:
-    """Explained energy of every bank: median over filters / share of a layer's energy, mean over layers."""
-    frame = read("key_filters_energy")
-    groups = list(frame.groupby(["network", "size"], sort=False))
-    indexed = [group.set_index("bank") for _, group in groups]
-    rows = [
-        [bank, *(f"{g.loc[bank, 'median']} / {g.loc[bank, 'layers']}" for g in indexed)]
-        for bank in frame["bank"].unique()
-    ]
-    header = ["bank", *(f"{network} {size}x{size}, {g['filters'].iloc[0]}" for (network, size), g in groups)]
-    return markdown(header, rows) + provenance(frame)
-
-
-@table
 def kmunet_study() -> str:
     """KM-UNet and its baselines over seeds."""
     frame = read("kmunet_study")
@@ -196,14 +166,6 @@ def kmunet_study() -> str:
         "inference, ms",
     ]
     return markdown(header, rows) + provenance(frame)
-
-
-@table
-def key_filters_speed() -> str:
-    """Fitting time, and the depthwise layers beside the plain one."""
-    frame = read("key_filters_speed")
-    columns = {"work": "work", "channels": "channels", "side": "side", "ms": "ms", "over_plain": "over plain"}
-    return markdown(list(columns.values()), frame[list(columns)].to_numpy().tolist()) + provenance(frame)
 
 
 @table
@@ -333,6 +295,53 @@ def finola_masked() -> str:
                      spread(group["masked_psnr"], 2), str(len(group))])  # fmt: skip
     header = ["pre-training", "steps", "probe accuracy", "PSNR of masked pixels", "seeds"]
     return markdown(header, rows) + provenance(frame)
+
+
+@table
+def key_filters_fits() -> str:
+    """Our fits beside the published parameters, sigma_x sigma_y (filter 7: sigma, alpha)."""
+    frame = read("key_filters_fits")
+    rows = []
+    for number, group in frame.groupby("filter", sort=False):
+        cells = []
+        for row in group.to_dict("records"):
+            last = "alpha" if row["alpha"] else "sigma_y"
+            ours = f"{float(row['sigma_x']):.4f} {float(row[last]):.4f}"
+            known = f"{row['published_sigma_x']} {row[f'published_{last}']}"
+            cells.append(ours if ours == known else f"{ours} ({known})")
+        rows.append([str(number), *cells])
+    return markdown(["#", *frame["method"].unique()], rows) + provenance(frame)
+
+
+@table
+def key_filters_energy() -> str:
+    """Explained energy of every bank: median over filters / share of a layer's energy, mean over layers."""
+    frame = read("key_filters_energy")
+    groups = list(frame.groupby(["network", "size"], sort=False))
+    indexed = [group.set_index("bank") for _, group in groups]
+    rows = [
+        [bank, *(f"{g.loc[bank, 'median']} / {g.loc[bank, 'layers']}" for g in indexed)]
+        for bank in frame["bank"].unique()
+    ]
+    header = ["bank", *(f"{network} {size}x{size}, {g['filters'].iloc[0]}" for (network, size), g in groups)]
+    return markdown(header, rows) + provenance(frame)
+
+
+@table
+def key_filters_speed() -> str:
+    """Fitting time, and the depthwise layers beside the plain one."""
+    frame = read("key_filters_speed")
+    columns = {"work": "work", "channels": "channels", "side": "side", "ms": "ms", "over_plain": "over plain"}
+    return markdown(list(columns.values()), frame[list(columns)].to_numpy().tolist()) + provenance(frame)
+
+
+@table
+def key_filters_replacement() -> str:
+    """Accuracy with every bank in a trained network, plain and recalibrated."""
+    frame = read("key_filters_replacement")
+    header = ["network", "bank", "recalibrated", "top-1", "top-5", "drop", "explained energy", "numbers"]
+    columns = ["network", "bank", "recalibrated", "top1", "top5", "drop", "explained_energy", "parameters"]
+    return markdown(header, frame[columns].to_numpy().tolist()) + provenance(frame.drop(columns="seconds"))
 
 
 def render(text: str) -> str:
