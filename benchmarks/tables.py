@@ -95,8 +95,8 @@ def _headlines() -> list[str]:
         f"plain with BatchNorm {epochs['plain, BatchNorm']}",
         f"Dice on nuclei, three seeds: {units['kmunet']}; U-Net of equal parameters {units['unet equal parameters']}",
         f"PSNR on six Kodak images: tiles over SIREN {(loe['fine_to_coarse'] - loe['siren']).mean():+.1f} dB, "
-        f"Multi-Otsu over tiles {(loe['otsu_4'] - loe['fine_to_coarse']).mean():+.1f} dB, over a SIREN of equal parameters "
-        f"{(loe['otsu_4'] - loe['siren_wide']).mean():+.1f} dB",
+        f"Multi-Otsu over tiles {(loe['otsu_4'] - loe['fine_to_coarse']).mean():+.1f} dB, "
+        f"over a SIREN of equal parameters {(loe['otsu_4'] - loe['siren_wide']).mean():+.1f} dB",
         f"MobileNetV2's top-1 {filters['original', 'False']:.1f}; recalibrated, untrained: Method B "
         f"{filters['B', 'True']:.1f}, scales per layer {filters['sigma-layer', 'True']:.1f}, random bank "
         f"{filters['random', 'True']:.1f}",
