@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--rfl", type=int, nargs="+", default=[8, 18, 14, 32])
     parser.add_argument("--batch-size", type=int, default=3)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

@@ -149,6 +149,12 @@ class FrameworkCLI(LightningCLI):
         given = given if isinstance(given, list) else [given]
         return super()._instantiate_trainer(config, callbacks_ + default_callbacks(self.model, [*given, *callbacks_]))
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("weights_only", True) is None:
+            kwargs["weights_only"] = True  # all our checkpoints hold tensors and plain types only
+        return kwargs
+
     def after_fit(self) -> None:
         """Says where everything is and how long it took."""
         checkpoint = self.trainer.checkpoint_callback
