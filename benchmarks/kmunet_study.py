@@ -86,9 +86,17 @@ def equal_time_width(args: argparse.Namespace) -> int:
 
 def make(args: argparse.Namespace, baseline: Any, **changes: Any) -> KMUNet:
     """The network of a variant."""
-    optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": args.learning_rate}}
-    room = None if baseline is not None else 10
-    return KMUNet(width=args.width, stages=2, max_grid_size=room, baseline=baseline, optimizer=optimizer, **changes)
+    optimizer: Any = {"class_path": "torch.optim.Adam", "init_args": {"lr": args.learning_rate}}
+    cosine: Any = {"class_path": "framework.schedules.WarmupCosine", "init_args": {"total": args.epochs}}
+    return KMUNet(
+        width=args.width,
+        stages=2,
+        max_grid_size=None if baseline is not None else 10,
+        baseline=baseline,
+        optimizer=optimizer,
+        lr_scheduler=cosine,
+        **changes,
+    )
 
 
 def run(args: argparse.Namespace, variant: str, seed: int, width: int) -> dict[str, Any]:
@@ -105,7 +113,8 @@ def run(args: argparse.Namespace, variant: str, seed: int, width: int) -> dict[s
         changes["korigins"] = [float(m + s * d) for m, d in zip(mean[:, 0], std[:, 0], strict=True) for s in (-2, 2)]
     model = make(args, baseline, **changes)
     callbacks: list[Callback] = []
-    events = [args.epochs * 5 // 10, args.epochs * 6 // 10, args.epochs * 7 // 10]
+    # half of the epochs and more of the cosine are left for fine-tuning
+    events = [args.epochs * share // 10 for share in (3, 4, 5)]
     if variant == "kmunet extended":
         callbacks = [GridExtension(milestones=[args.epochs // 2])]
     elif variant == "kmunet edges pruned":
@@ -156,11 +165,11 @@ def main() -> None:
     parser.add_argument("--out", default="results/kmunet_study.csv")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--crop", type=int, default=64)
     parser.add_argument("--width", type=int, default=6)
-    parser.add_argument("--learning-rate", type=float, default=1e-2)
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak of the cosine")
     parser.add_argument("--edges", type=float, default=0.5)
     parser.add_argument("--channels", type=float, default=0.4)
     args = parser.parse_args()
