@@ -61,7 +61,8 @@ def load_file_into(
         key_mapping: how its names become ours. `names`: they are ours; `timm`: timm's own conversion of the authors'
             checkpoints of this family; `torchvision/NAME`: they are those of that torchvision model, which lists the
             same shapes in the same order; or a mapping from regular expressions to replacements, applied in order.
-        load_head: False leaves the classifier as it is initialised, for other classes.
+        load_head: False leaves the classifier as it is initialised, for other classes, and with it what stands beside
+            it in the network's head where the file has none: self-supervised ConvNeXts lack the last norm.
 
     Raises:
         ConfigError: a mapping that does not fit the network.
@@ -158,7 +159,9 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], path: str, loa
     state = dict(state)
     if not load_head:
         state = {key: value for key, value in state.items() if key not in head}
-        state |= {key: ours[key] for key in head}
+        # "head." of "head.fc.weight"; a classifier at the top level has nothing beside it
+        beside = {".".join([*key.split(".")[:-2], ""]) for key in head} - {""}
+        state |= {key: ours[key] for key in ours if key in head or (key not in state and key.startswith(tuple(beside)))}
     other = [key for key in ours if key in state and state[key].shape != ours[key].shape]
     if set(other) & head:
         key = next(k for k in other if k in head)

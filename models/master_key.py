@@ -287,10 +287,12 @@ def replace_by_scale_space(network: nn.Module, start_sigma: float | None = None)
     """Puts a ScaleSpaceDepthwiseConv2d in the place of every depthwise convolution, matched to its present kernels.
 
     Raises:
-        ConfigError: no depthwise convolution, or one that pads by itself.
+        ConfigError: no depthwise convolution, or one of a class whose padding is not known.
     """
+    from timm.layers import Conv2dSame
+
     for name, conv in depthwise_convolutions(network).items():
-        layer = ScaleSpaceDepthwiseConv2d.from_conv(conv)
+        layer = ScaleSpaceDepthwiseConv2d.from_conv(conv, same_padding=isinstance(conv, Conv2dSame))
         if start_sigma is not None:
             layer.set_sigma(start_sigma)
         parent, _, child = name.rpartition(".")

@@ -15,7 +15,6 @@ from framework.errors import ConfigError, DataError
 from framework.nn.key_filters import METHODS, idealised_bank, key_filter, resize_bank
 from framework.nn.scale_space import remove_mean
 
-FITTED__RANDOM = re.compile(r"random(-\d+)?")
 BANKS = ("learned", *METHODS, "random", "k-lines", "sigma-network", "sigma-layer", "sigma-filter")
 _RANDOM = re.compile(r"random(-\d+)?")
 

@@ -1,5 +1,7 @@
 """A depthwise convolution whose kernels are scale-space operators: five numbers per channel in place of k x k."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,34 @@ from framework.nn.key_filters import COUNT, key_filter
 from framework.nn.scale_space import check_odd, remove_mean
 
 _MIN_SIGMA = 1e-3
+
+
+_Pair = tuple[int, ...]
+
+
+def pad_same(x: Tensor, kernel_size: _Pair, stride: _Pair, dilation: _Pair) -> Tensor:
+    """Zeros around (..., H, W) so that a convolution gives ceil(H / stride) x ceil(W / stride), TensorFlow's SAME.
+
+    An odd number of rows or columns puts the surplus one at the bottom and on the right, so that with a stride the
+    sampling grid depends on the size of the picture.
+    """
+    pads: list[int] = []
+    for side, size, step, spread in zip(x.shape[-2:], kernel_size, stride, dilation, strict=True):
+        total = max((-(-side // step) - 1) * step + spread * (size - 1) + 1 - side, 0)
+        pads = [total // 2, total - total // 2, *pads]
+    return F.pad(x, pads) if any(pads) else x
+
+
+class SamePaddingConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding (`pad_same`), also with a stride, which torch's `same` refuses.
+
+    (B, C, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)); arguments as torch.nn.Conv2d's, with its
+    padding left at 0.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution of the padded input."""
+        return super().forward(pad_same(x, self.kernel_size, self.stride, self.dilation))
 
 
 class ScaleSpaceDepthwiseConv2d(nn.Module):
@@ -28,7 +58,7 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
         scale: initial a, a number or (C,).
         offset: initial b, a number or (C,).
         stride: of the convolution.
-        padding: in pixels; None keeps the size (at stride 1).
+        padding: in pixels; None keeps the size (at stride 1); `same`: TensorFlow's, at any stride (`pad_same`).
         dilation: of the convolution.
         bias: add a bias per channel.
         trainable: False freezes sigmas, a and b (not the bias).
@@ -53,7 +83,7 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
         scale: float | Tensor = 1.0,
         offset: float | Tensor = 0.0,
         stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] | Literal["same"] | None = None,
         dilation: int | tuple[int, int] = 1,
         bias: bool = True,
         trainable: bool = True,
@@ -65,9 +95,12 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
         index = torch.arange(channels) % COUNT + 1 if operators is None else torch.as_tensor(operators)
         if index.shape != (channels,) or index.min() < 1 or index.max() > COUNT:
             raise ConfigError(f"operators: expected {channels} indices from 1 to 8, got {index.tolist()}")
-        self.channels, self.kernel_size, self.stride, self.dilation = channels, kernel_size, stride, dilation
-        pair = dilation if isinstance(dilation, tuple) else (dilation, dilation)
-        self.padding = (pair[0] * (kernel_size // 2), pair[1] * (kernel_size // 2)) if padding is None else padding
+        if isinstance(padding, str) and padding != "same":
+            raise ConfigError(f"padding: expected pixels, None or 'same', got {padding!r}")
+        self.channels, self.kernel_size = channels, kernel_size
+        self.stride, self.dilation = _pair(stride), _pair(dilation)
+        half = kernel_size // 2
+        self.padding = (self.dilation[0] * half, self.dilation[1] * half) if padding is None else padding
         self.register_buffer("operator", index.to(torch.int64))
         sigmas = torch.as_tensor(sigma, dtype=torch.get_default_dtype())
         sigmas = sigmas[:, None] if sigmas.ndim == 1 else sigmas
@@ -114,18 +147,24 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H', W'), dtype as a convolution's."""
-        return F.conv2d(
-            x, self.kernel().to(x.dtype), _as(self.bias, x), self.stride, self.padding, self.dilation, self.channels
-        )
+        padding = self.padding
+        if isinstance(padding, str):
+            x, padding = pad_same(x, (self.kernel_size,) * 2, self.stride, self.dilation), 0
+        kernel = self.kernel().to(x.dtype)
+        return F.conv2d(x, kernel, _as(self.bias, x), self.stride, padding, self.dilation, self.channels)
 
     def to_conv(self) -> nn.Conv2d:
-        """A plain depthwise convolution with the present kernels, for export: the same output, k x k weights."""
-        conv = nn.Conv2d(
+        """A plain depthwise convolution with the present kernels, for export: the same output, k x k weights.
+
+        With `padding="same"` it is a SamePaddingConv2d.
+        """
+        same = self.padding == "same"
+        conv = (SamePaddingConv2d if same else nn.Conv2d)(
             self.channels,
             self.channels,
             self.kernel_size,
             self.stride,
-            self.padding,
+            0 if isinstance(self.padding, str) else self.padding,
             self.dilation,
             groups=self.channels,
             bias=self.bias is not None,
@@ -137,17 +176,26 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
         return conv
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, trainable: bool = True) -> "ScaleSpaceDepthwiseConv2d":
+    def from_conv(
+        cls, conv: nn.Conv2d, trainable: bool = True, same_padding: bool = False
+    ) -> "ScaleSpaceDepthwiseConv2d":
         """A layer with a plain depthwise convolution's geometry and the operators nearest to its kernels (`match`).
 
+        Args:
+            conv: a torch.nn.Conv2d or a SamePaddingConv2d; with `same_padding` of any other class.
+            trainable: as in the constructor.
+            same_padding: that class pads by itself as TensorFlow's SAME does, like timm's Conv2dSame.
+
         Raises:
-            ConfigError: a convolution that is not depthwise, with an even or oblong kernel, or with padding that is not
-                zeros.
+            ConfigError: a convolution that is not depthwise, with an even or oblong kernel, with padding that is not
+                zeros, or of a class whose padding is not known.
         """
         size = conv.kernel_size[0]
-        if type(conv) is not nn.Conv2d:
+        plain = type(conv) is nn.Conv2d
+        if not plain and type(conv) is not SamePaddingConv2d and not same_padding:
             raise ConfigError(
-                f"conv: expected a plain torch.nn.Conv2d, got {type(conv).__name__}, which may pad by itself"
+                f"conv: expected a plain torch.nn.Conv2d, got {type(conv).__name__}, which may pad by itself; give "
+                "same_padding=True if it pads as TensorFlow's SAME does"
             )
         if conv.groups != conv.in_channels or conv.out_channels != conv.in_channels:
             raise ConfigError(
@@ -156,14 +204,15 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
             )
         if conv.kernel_size[1] != size or size % 2 == 0:
             raise ConfigError(f"conv: expected a square kernel with an odd side, got {conv.kernel_size}")
-        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            raise ConfigError(f"conv: expected zero padding in pixels, got {conv.padding!r}, {conv.padding_mode!r}")
+        if conv.padding_mode != "zeros":
+            raise ConfigError(f"conv: expected zero padding, got padding_mode {conv.padding_mode!r}")
+        pixels = (0, 0) if conv.padding == "valid" else conv.padding
         layer = cls(
             conv.in_channels,
             size,
-            stride=conv.stride,  # type: ignore[arg-type]
-            padding=conv.padding,  # type: ignore[arg-type]
-            dilation=conv.dilation,  # type: ignore[arg-type]
+            stride=_pair(conv.stride),
+            padding=pixels if plain else "same",  # type: ignore[arg-type]
+            dilation=_pair(conv.dilation),
             bias=conv.bias is not None,
             trainable=trainable,
         )
@@ -209,6 +258,10 @@ def scale_entries(size: int) -> tuple[Tensor, Tensor]:
     full = key_filter(7, scales[6, :, 0], size=window)
     entries[6] = remove_mean(full[:, cut : window - cut, cut : window - cut])
     return entries, scales.clamp_min(_MIN_SIGMA)
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def _inverse_softplus(sigma: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """The classifier: loading networks as they were trained, the replacement protocol, what is trained and what is not."""
 
-import copy
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import nn
 
@@ -42,18 +43,32 @@ def batch(classes: int = 4, count: int = 4, size: int = 32) -> dict[str, torch.T
     }
 
 
-@pytest.mark.slow
-def test_convnextv2_tiny_has_18_depthwise_layers_and_6624_filters(tmp_path: Path) -> None:
-    method = MasterKeyClassifier("convnextv2_tiny", filters="B")
+def test_convnextv2_tiny_loads_a_checkpoint_and_is_replaced(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    trained = build_network("convnextv2_tiny")
+    for parameter in trained.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    method = MasterKeyClassifier(
+        "convnextv2_tiny", filters="B", checkpoint=saved(trained, tmp_path / "tiny.safetensors"), freeze_filters=True
+    )
     convolutions = depthwise_convolutions(method.network)
     assert len(convolutions) == 18
+    assert [c.out_channels for c in convolutions.values()] == [96] * 3 + [192] * 3 + [384] * 9 + [768] * 3
     assert sum(c.out_channels for c in convolutions.values()) == 6624
-    before = copy.deepcopy(convolutions)
+    assert {c.kernel_size for c in convolutions.values()} == {(7, 7)}
     method.initialise()
-    for name, conv in convolutions.items():
-        y, bank = before[name].weight.flatten(0, 1), idealised_bank("B")
-        expected = approximate(match_filters(y, bank), bank).unsqueeze(1)
-        torch.testing.assert_close(conv.weight.double(), expected, rtol=0, atol=1e-7)
+    bank = idealised_bank("B")
+    kernels = {f"{name}.weight" for name in convolutions}
+    for name, value in method.network.state_dict().items():
+        was = trained.state_dict()[name]
+        if name in kernels:
+            expected = approximate(match_filters(was.flatten(0, 1), bank), bank).unsqueeze(1)
+            torch.testing.assert_close(value.double(), expected, rtol=0, atol=1e-7)
+        else:
+            assert torch.equal(value, was), name
+    held = {id(p) for group in method.configure_optimizers().param_groups for p in group["params"]}
+    assert not held & {id(c.weight) for c in convolutions.values()}
+    assert len(held) == len(list(method.parameters())) - 18
 
 
 def test_a_checkpoint_is_loaded_by_name(tmp_path: Path) -> None:
@@ -92,6 +107,35 @@ def test_official_convnext_v2_names_are_converted_by_timm() -> None:
     converted = convert_keys(state, network, "timm")
     assert "stages.0.blocks.0.conv_dw.weight" in converted
     assert "stem.0.weight" in converted
+
+
+def test_a_self_supervised_checkpoint_has_neither_classifier_nor_last_norm(tmp_path: Path) -> None:
+    trained = small(1)
+    official = {k: v for k, v in trained.state_dict().items() if not k.startswith("head.")}
+    path = tmp_path / "fcmae.pt"
+    torch.save(
+        {"model": {to_official(k): v.reshape(1, 1, 1, -1) if "grn" in k else v for k, v in official.items()}}, path
+    )
+    network = small(2)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    load_file_into(network, str(path), "timm", load_head=False)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key] if key.startswith("head.") else trained.state_dict()[key]), key
+    with pytest.raises(CheckpointError, match=r"4 missing \(head\.norm\.weight"):
+        load_file_into(network, str(path), "timm")
+    # a last norm that the file has is used
+    torch.save({**trained.state_dict()}, path)
+    load_file_into(network, str(path), load_head=False)
+    assert torch.equal(network.head.norm.weight, trained.head.norm.weight)
+
+
+def to_official(key: str) -> str:
+    """timm's name of a ConvNeXt V2 tensor as the authors write it."""
+    renames = {r"^stem\.": "downsample_layers.0.", r"^stages\.(\d)\.downsample": r"downsample_layers.\1"}
+    renames |= {r"\.blocks\.": ".", "conv_dw": "dwconv", "mlp.grn.weight": "grn.gamma", "mlp.grn.bias": "grn.beta"}
+    for pattern, replacement in {**renames, r"mlp\.fc": "pwconv"}.items():
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 def test_identity_modules_and_model_arguments() -> None:
@@ -155,6 +199,23 @@ def test_learned_scale_trains_sigma_a_and_b(tmp_path: Path) -> None:
     assert not any(p.requires_grad for n, p in frozen.named_parameters() if "raw_sigma" in n or n.endswith("dw.scale"))
 
 
+def test_learned_scale_takes_over_tensorflow_s_padding() -> None:
+    options = {"model": "mobilenet_edgetpu_100", "num_classes": 4, "model_args": {"pad_type": "same"}}
+    torch.manual_seed(0)
+    method = classifier(**options, filters="learned-scale").eval()
+    layers = {n: m for n, m in method.network.named_modules() if isinstance(m, ScaleSpaceDepthwiseConv2d)}
+    assert [m.padding for m in layers.values() if m.stride == (2, 2)] == ["same"] * 2
+    plain = build_network(**options).eval()
+    state = {k: v for k, v in method.network.state_dict().items() if not k.startswith(tuple(layers))}
+    state |= {f"{name}.weight": m.kernel().detach() for name, m in layers.items()}
+    plain.load_state_dict(state)
+    x = torch.randn(2, 3, 65, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(method(x), plain(x), rtol=1e-4, atol=1e-5)
+    method(x).square().sum().backward()
+    assert all(bool((m.raw_sigma.grad != 0).any()) for m in layers.values())
+
+
 def test_layer_decay_and_no_weight_decay_on_vectors() -> None:
     method = classifier(layer_decay=0.5, optimizer={"class_path": "torch.optim.AdamW", "init_args": {"lr": 1.0}})
     optimizer = method.configure_optimizers()
@@ -166,6 +227,24 @@ def test_layer_decay_and_no_weight_decay_on_vectors() -> None:
     assert rates["stages.0.blocks.0.conv_dw.weight"] < rates["stages.3.blocks.0.conv_dw.weight"]
     assert decays["stem.0.bias"] == 0
     assert decays["stem.0.weight"] > 0
+
+
+def test_the_published_recipe_has_the_published_rates() -> None:
+    text = (Path(__file__).parents[2] / "configs" / "master_key" / "convnextv2_tiny_frozen.yaml").read_text()
+    config = yaml.safe_load(text)
+    model, data, fit = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    pictures = data["batch_size"] * fit["devices"] * fit["accumulate_grad_batches"]
+    assert pictures == 256 * 4 * 8
+    assert float(model["optimizer"]["init_args"]["lr"]) == pytest.approx(8e-4 * pictures / 256)
+    method = MasterKeyClassifier("convnextv2_tiny", layer_decay=model["layer_decay"], optimizer=model["optimizer"])
+    names = {id(p): n for n, p in method.network.named_parameters()}
+    groups = method.configure_optimizers().param_groups
+    rates = {names[id(p)]: g["lr"] / 2.56e-2 for g in groups for p in g["params"]}
+    # one step of decay a block, and what halves the resolution goes with the block behind it
+    assert rates["head.fc.weight"] == rates["head.norm.weight"] == pytest.approx(1)
+    assert rates["stages.3.blocks.2.mlp.fc1.weight"] == pytest.approx(0.9)
+    assert rates["stages.1.blocks.0.mlp.fc1.weight"] == rates["stages.1.downsample.1.weight"] == pytest.approx(0.9**15)
+    assert rates["stages.0.blocks.0.mlp.fc1.weight"] == pytest.approx(0.9**18)
 
 
 @pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import nn
 
 from framework.errors import ConfigError
@@ -30,6 +31,57 @@ def test_exported_convolution_gives_the_same_output(size: int, geometry: dict) -
     ours = layer(10, size, **geometry)
     x = torch.randn(2, 10, 30, 31)
     assert torch.equal(ours(x), ours.to_conv()(x))
+
+
+@pytest.mark.parametrize("size", [3, 5, 7])
+@pytest.mark.parametrize(
+    "geometry", [{}, {"stride": 2}, {"stride": (2, 3)}, {"dilation": 2}, {"stride": 4, "dilation": 3}]
+)
+@pytest.mark.parametrize("picture", [(14, 14), (15, 14), (16, 17), (3, 2)])
+def test_a_convolution_that_pads_as_tensorflow_does_is_taken_over(size: int, geometry: dict, picture: tuple) -> None:
+    theirs = Conv2dSame(8, 8, size, groups=8, **geometry)
+    ours = ScaleSpaceDepthwiseConv2d.from_conv(theirs, same_padding=True)
+    with torch.no_grad():
+        theirs.weight.copy_(ours.kernel())
+    x = torch.randn(2, 8, *picture)
+    expected = theirs(x)
+    torch.testing.assert_close(ours(x), expected, rtol=1e-6, atol=1e-6)
+    exported = ours.to_conv()
+    torch.testing.assert_close(exported(x), expected, rtol=1e-6, atol=1e-6)
+    # what is exported is taken over again
+    again = ScaleSpaceDepthwiseConv2d.from_conv(exported)
+    assert again(x).shape == expected.shape
+    assert again.padding == "same"
+
+
+def test_where_the_surplus_row_goes_matters() -> None:
+    # on an even side a stride of 2 samples another grid than symmetric padding does
+    theirs = Conv2dSame(8, 8, 3, stride=2, groups=8)
+    ours = layer(8, 3, stride=2)
+    with torch.no_grad():
+        theirs.weight.copy_(ours.kernel())
+        theirs.bias.zero_()
+    x = torch.randn(1, 8, 8, 8)
+    assert ours(x).shape == theirs(x).shape
+    assert not torch.allclose(ours(x), theirs(x), atol=0.1)
+
+
+def test_torch_s_own_same_and_valid_padding_are_taken_over() -> None:
+    x = torch.randn(1, 8, 9, 10)
+    for padding in ("same", "valid"):
+        conv = nn.Conv2d(8, 8, 5, padding=padding, dilation=2, groups=8)
+        ours = ScaleSpaceDepthwiseConv2d.from_conv(conv)
+        with torch.no_grad():
+            conv.weight.copy_(ours.kernel())
+        torch.testing.assert_close(ours(x), conv(x), rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_flow_through_same_padding() -> None:
+    ours = layer(2, 3, stride=2, padding="same").double()
+    x = torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ours, (x,))
+    ours(x).square().sum().backward()
+    assert bool((ours.raw_sigma.grad != 0).any())
 
 
 def test_default_padding_keeps_the_size() -> None:
@@ -111,8 +163,13 @@ def layer_kernel_outside(ours: ScaleSpaceDepthwiseConv2d) -> torch.Tensor:
         (lambda: ScaleSpaceDepthwiseConv2d.from_conv(nn.Conv2d(4, 4, 4, groups=4)), "square kernel with an odd side"),
         (
             lambda: ScaleSpaceDepthwiseConv2d.from_conv(nn.Conv2d(4, 4, 3, groups=4, padding_mode="reflect")),
-            "zero padding in pixels",
+            "zero padding, got padding_mode 'reflect'",
         ),
+        (
+            lambda: ScaleSpaceDepthwiseConv2d.from_conv(Conv2dSame(4, 4, 3, groups=4)),
+            "plain torch.nn.Conv2d, got Conv2dSame, which may pad by itself; give same_padding=True",
+        ),
+        (lambda: layer(2, 3, padding="valid"), "padding: expected pixels, None or 'same', got 'valid'"),
         (lambda: layer(2, 3).match(torch.zeros(3, 1, 3, 3)), r"weight: expected \(2, 1, 3, 3\)"),
     ],
 )
