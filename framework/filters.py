@@ -126,9 +126,16 @@ def layer_filters(network: str, pretrained: bool = False) -> dict[str, Any]:
 
     if Path(network).suffix or "/" in network:
         weights = depthwise_weights(read_state_dict(network))
+        if Path(network).suffix == ".safetensors":
+            # stored by the alphabet, in which layer 10 comes before layer 2
+            weights = dict(sorted(weights.items(), key=lambda item: _natural(item[0])))
         return {name.removesuffix(".weight"): w.float() for name, w in weights.items()}
     built = build_network(network, pretrained=pretrained)
     return {name: conv.weight.detach().flatten(0, 1) for name, conv in depthwise_convolutions(built).items()}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
 def match_table(weights: Mapping[str, Any], banks: Iterable[str], learned: Any = None, seed: int = 0) -> list[dict]:
@@ -162,7 +169,7 @@ def _match(options: argparse.Namespace, console: Console) -> int:
     banks = (["learned"] if learned is not None and "learned" not in options.banks else []) + options.banks
     rows = match_table(weights, banks, learned, options.seed)
     table = _table(
-        f"{options.network}: {sum(map(len, weights.values()))} filters", ("bank", "size", "median", "layers")
+        f"{Path(options.network).name}: {sum(map(len, weights.values()))} filters", ("bank", "size", "median", "layers")
     )
     for bank in banks:
         made = make_bank(bank, weights, learned, options.seed)
@@ -181,16 +188,16 @@ def _match(options: argparse.Namespace, console: Console) -> int:
     if options.out:
         folder = Path(options.out)
         _write_csv(folder / "match.csv", rows)
-        _draw_match(folder, weights, rows)
-        console.print(f"written: {folder}/match.csv, explained_energy.png, operators.png, sigmas.png")
+        written = ["match.csv", *_draw_match(folder, weights, rows)]
+        console.print(f"written: {folder}/{', '.join(written)}")
     return 0
 
 
-def _draw_match(folder: Path, weights: Mapping[str, Any], rows: list[dict]) -> None:
+def _draw_match(folder: Path, weights: Mapping[str, Any], rows: list[dict]) -> list[str]:
     import numpy as np
 
     from framework.figures import explained_energy, operator_histograms, sigma_distributions
-    from framework.nn.filter_banks import match_filters
+    from framework.nn.filter_banks import dictionary_sigmas, match_filters
     from framework.nn.key_filters import NAMES
     from framework.nn.scale_space_conv import scale_entries
 
@@ -201,17 +208,25 @@ def _draw_match(folder: Path, weights: Mapping[str, Any], rows: list[dict]) -> N
     explained_energy({k: np.array(v) for k, v in energy.items()}, layers).savefig(
         folder / "explained_energy.png", dpi=110
     )
-    counts, scales = np.zeros((len(layers), 8), dtype=int), {name: [np.empty((0, 2))] for name in NAMES}
+    counts = np.zeros((len(layers), 8), dtype=int)
+    # kernels of different sizes have different scales to choose from
+    scales: dict[int, dict[str, list[np.ndarray]]] = {}
     for number, filters in enumerate(weights.values()):
         entries, sigmas = scale_entries(filters.shape[-1])
         match = match_filters(filters, entries.flatten(0, 1))
         operator = (match.index // entries.shape[1]).numpy()
         counts[number] = np.bincount(operator, minlength=8)
+        by_name = scales.setdefault(filters.shape[-1], {name: [] for name in NAMES})
         for i, name in enumerate(NAMES):
-            scales[name].append(sigmas.flatten(0, 1)[match.index].numpy()[operator == i])
+            by_name[name].append(sigmas.flatten(0, 1)[match.index].numpy()[operator == i])
     operator_histograms(counts, layers, NAMES).savefig(folder / "operators.png", dpi=110)
-    joined = {name: np.concatenate(parts) for name, parts in scales.items()}
-    sigma_distributions(joined).savefig(folder / "sigmas.png", dpi=110)
+    written = ["explained_energy.png", "operators.png"]
+    for size, by_name in sorted(scales.items()):
+        joined = {name: np.concatenate(parts) for name, parts in by_name.items()}
+        figure = sigma_distributions(joined, dictionary_sigmas(size).numpy(), f"{size}x{size} filters")
+        written.append(f"sigmas_{size}x{size}.png")
+        figure.savefig(folder / written[-1], dpi=110)
+    return written
 
 
 def _extract(options: argparse.Namespace, console: Console) -> int:
@@ -225,7 +240,8 @@ def _extract(options: argparse.Namespace, console: Console) -> int:
     if options.count < 1:
         raise ConfigError(f"--count: expected at least 1, got {options.count}")
     weights = layer_filters(options.network, options.pretrained)
-    table = _table(f"{options.count} key filters of {options.network}", ("size", "filters", "median", "random, median"))
+    name = Path(options.network).name
+    table = _table(f"{options.count} key filters of {name}", ("size", "filters", "median", "random, median"))
     arrays = {}
     for size in sorted({f.shape[-1] for f in weights.values()}):
         filters = remove_mean(torch.cat([f for f in weights.values() if f.shape[-1] == size]).double())
@@ -233,22 +249,25 @@ def _extract(options: argparse.Namespace, console: Console) -> int:
         banks = (lines, random_bank(size, options.seed, options.count))
         medians = [match_filters(filters, bank).energy.nanmedian() for bank in banks]
         table.add_row(f"{size}x{size}", str(len(filters)), *(f"{float(m):.3f}" for m in medians))
-        arrays[f"size_{size}"] = lines.numpy()
+        arrays[f"{size}x{size}"] = lines.numpy()
     console.print(table)
     if options.out:
         folder = Path(options.out)
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez(folder / "key_filters.npz", **arrays)  # type: ignore[arg-type]
-        for name, bank in arrays.items():
-            filter_panel(bank, title=f"{options.network}, {name}").savefig(folder / f"{name}.png", dpi=110)
-        console.print(f"written: {folder}/key_filters.npz and a figure per size")
+        by_size = {f"size_{bank.shape[-1]}": bank for bank in arrays.values()}
+        np.savez(folder / "key_filters.npz", **by_size)  # type: ignore[arg-type]
+        for size, bank in arrays.items():
+            title = f"{len(bank)} directions of {name}, {size}"
+            filter_panel(bank, title=title).savefig(folder / f"key_filters_{size}.png", dpi=110)
+        written = ["key_filters.npz", *(f"key_filters_{size}.png" for size in arrays)]
+        console.print(f"written: {folder}/{', '.join(written)}")
     return 0
 
 
 def _show(options: argparse.Namespace, console: Console) -> int:
     import torch
 
-    from framework.figures import filter_panel
+    from framework.figures import filter_panel, operator_label
     from framework.nn.key_filters import NAMES, idealised_bank, load_filters
     from framework.nn.scale_space import remove_mean
 
@@ -258,7 +277,7 @@ def _show(options: argparse.Namespace, console: Console) -> int:
         # the learned filters 2 and 3 point the other way
         learned[1:3] *= -1
         rows, banks = ["learned", *rows], [learned, *banks]
-    names = [f"{i} {name}" for i, name in enumerate(NAMES, start=1)]
+    names = [f"{i}   {operator_label(name)}" for i, name in enumerate(NAMES, start=1)]
     path = Path(options.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     filter_panel(torch.stack(banks).numpy(), names, rows).savefig(path, dpi=110)
@@ -267,7 +286,8 @@ def _show(options: argparse.Namespace, console: Console) -> int:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    # rich breaks a title at the table's width
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), min_width=len(title))
     for column in columns:
         table.add_column(column)
     return table

@@ -5,6 +5,7 @@ from framework.figures.filters import (
     explained_energy,
     filter_panel,
     operator_histograms,
+    operator_label,
     replacement_figure,
     sigma_distributions,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "explained_energy",
     "filter_panel",
     "operator_histograms",
+    "operator_label",
     "origin_paths",
     "outside_fractions",
     "psnr_over_time",
