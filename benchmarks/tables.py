@@ -18,6 +18,10 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 _BLOCK = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.S)
 
+# the order of a table's rows; random banks come last
+_BANKS = ["original", "learned", "A", "B", "C1", "C2", "D1", "D2", "k-lines"]
+_BANKS += ["sigma-network", "sigma-layer", "sigma-filter"]
+
 Renderer = Callable[[], str]
 RENDERERS: dict[str, Renderer] = {}
 
@@ -87,7 +91,9 @@ def _headlines() -> list[str]:
     units = read("kmunet_study").groupby("variant")["dice"].agg(spread)
     loe = _loe_study().set_index(["image", "seed", "variant"])["best_psnr"].unstack()
     filters = read("key_filters_replacement").query("network == 'mobilenetv2'")
-    filters = filters.set_index(["bank", "recalibrated"])["top1"].astype(float)
+    # random, random-1, ... are one bank with several seeds
+    bank = filters["bank"].str.replace(r"-\d+$", "", regex=True)
+    filters = pd.to_numeric(filters["top1"]).groupby([bank, filters["recalibrated"]]).mean()
     finola = read("finola_reconstruction").query("floats == '128'").groupby("method")["psnr"]
     psnr = finola.agg(lambda values: pd.to_numeric(values).mean())
     return [
@@ -98,7 +104,7 @@ def _headlines() -> list[str]:
         f"Multi-Otsu over tiles {(loe['otsu_4'] - loe['fine_to_coarse']).mean():+.1f} dB, "
         f"over a SIREN of equal parameters {(loe['otsu_4'] - loe['siren_wide']).mean():+.1f} dB",
         f"MobileNetV2's top-1 {filters['original', 'False']:.1f}; recalibrated, untrained: Method B "
-        f"{filters['B', 'True']:.1f}, scales per layer {filters['sigma-layer', 'True']:.1f}, random bank "
+        f"{filters['B', 'True']:.1f}, scales per layer {filters['sigma-layer', 'True']:.1f}, random banks "
         f"{filters['random', 'True']:.1f}",
         f"PSNR at 128 floats, 32 px, 200 steps: {psnr['finola']:.1f} dB; repeated vector {psnr['repeat-q']:.1f}; "
         f"DCT {psnr['DCT, top-N']:.1f}",
@@ -370,7 +376,7 @@ def key_filters_energy() -> str:
     indexed = [group.set_index("bank") for _, group in groups]
     rows = [
         [bank, *(f"{g.loc[bank, 'median']} / {g.loc[bank, 'layers']}" for g in indexed)]
-        for bank in frame["bank"].unique()
+        for bank in sorted(frame["bank"].unique(), key=lambda b: _BANKS.index(b) if b in _BANKS else len(_BANKS))
     ]
     header = ["bank", *(f"{network} {size}x{size}, {g['filters'].iloc[0]}" for (network, size), g in groups)]
     return markdown(header, rows) + provenance(frame)
@@ -386,11 +392,72 @@ def key_filters_speed() -> str:
 
 @table
 def key_filters_replacement() -> str:
-    """Accuracy with every bank in a trained network, plain and recalibrated."""
+    """Accuracy with every bank in a trained network, plain and recalibrated, beside the mean of the random banks."""
     frame = read("key_filters_replacement")
-    header = ["network", "bank", "recalibrated", "top-1", "top-5", "drop", "explained energy", "numbers"]
-    columns = ["network", "bank", "recalibrated", "top1", "top5", "drop", "explained_energy", "parameters"]
-    return markdown(header, frame[columns].to_numpy().tolist()) + provenance(frame.drop(columns="seconds"))
+    rows = []
+    for network, group in frame.groupby("network", sort=False):
+        group = group.assign(control=group["bank"].str.match("random"))
+        kinds = ("False", "True")
+        controls = {kind: group[group["control"] & (group["recalibrated"] == kind)] for kind in kinds}
+        means = {kind: pd.to_numeric(controls[kind]["top1"]).mean() for kind in kinds}
+        for bank in sorted(group[~group["control"]]["bank"].unique(), key=_BANKS.index):
+            known = group[group["bank"] == bank].set_index("recalibrated")
+            row = [str(network), bank, known["explained_energy"].iloc[0], known["parameters"].iloc[0]]
+            for kind in kinds:
+                if kind not in known.index:
+                    row += ["", "", ""]
+                    continue
+                top1, top5, drop = known.loc[kind, ["top1", "top5", "drop"]]
+                over = "" if bank == "original" else f"{float(top1) - means[kind]:+.2f}"
+                row += [f"{top1} / {top5}", "" if bank == "original" else drop, over]
+            rows.append(row)
+        first = controls["False"]
+        row = [str(network), f"random, {len(first)} seeds", spread(first["explained_energy"])]
+        row.append(first["parameters"].iloc[0])
+        for kind in kinds:
+            row += [f"{spread(controls[kind]['top1'], 2)} / {spread(controls[kind]['top5'], 2)}"]
+            row += [spread(controls[kind]["drop"], 2), ""]
+        rows.append(row)
+    header = ["network", "bank", "explained energy", "numbers", "top-1 / top-5", "drop", "over random",
+              "recalibrated top-1 / top-5", "drop", "over random"]  # fmt: skip
+    return markdown(header, rows) + provenance(frame.drop(columns="seconds"))
+
+
+@table
+def key_filters_gains() -> str:
+    """Top-1 with scales refitted to the network, and how much that is above Method B on the same pictures."""
+    frame = read("key_filters_replacement").set_index(["network", "recalibrated", "bank"])["top1"]
+    stated = read("key_filters_untouched").groupby("network", sort=False).first()
+    rows = []
+    for network in stated.index:
+        for kind, column in (("False", "stated_B"), ("True", "stated_B_recalibrated")):
+            known = frame[network, kind]
+            refits = ("sigma-network", "sigma-layer", "sigma-filter")
+            gains = [f"{known[bank]} ({float(known[bank]) - float(known['B']):+.2f})" for bank in refits]
+            how = "recalibrated" if kind == "True" else "as replaced"
+            rows.append([str(network), how, stated.loc[network, column], known["B"], *gains])
+    header = ["network", "", "B, stated, original pictures", "B", "sigma-network", "sigma-layer", "sigma-filter"]
+    return markdown(header, rows)
+
+
+@table
+def key_filters_untouched() -> str:
+    """The untouched networks: what their READMEs state, their READMEs' lines on these pictures, and ours."""
+    frame = read("key_filters_untouched")
+    ours = read("key_filters_replacement").query("bank == 'original'").set_index("network")
+    rows = []
+    for network, group in frame.groupby("network", sort=False):
+        by_offset = group.set_index("offset")
+        first = group.iloc[0]
+        rows.append([
+            str(network),
+            f"{first['stated_top1']} / {first['stated_top5']}",
+            *(f"{by_offset.loc[o, 'top1']} / {by_offset.loc[o, 'top5']}" for o in ("cut", "rounded")),
+            f"{ours.loc[network, 'top1']} / {ours.loc[network, 'top5']}",
+        ])  # fmt: skip
+    header = ["network", "stated, original pictures", "the README's lines on these pictures, crop offset cut",
+              "crop offset rounded", "here"]  # fmt: skip
+    return markdown(header, rows) + provenance(frame)
 
 
 def render(text: str) -> str:

@@ -12,7 +12,14 @@ from torch.utils.data import DataLoader
 from callbacks import FilterReplacement
 from datamodules import GeneratedImagesDataModule
 from framework.errors import ConfigError
-from framework.nn import approximate, depthwise_convolutions, make_bank, match_filters
+from framework.nn import (
+    ScaleSpaceDepthwiseConv2d,
+    approximate,
+    depthwise_convolutions,
+    idealised_bank,
+    make_bank,
+    match_filters,
+)
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 TINY = ["-c", "master_key/quickstart", "--model.model_args={depths: [1, 1, 1, 1], dims: [8, 16, 16, 16]}", *QUIET]
@@ -218,11 +225,38 @@ def test_real_networks_with_three_banks_on_fifty_pictures(run, shared_data: Path
     assert energy["sigma-filter", False] > energy["B", False] > energy["random", False]
 
 
+@pytest.fixture
+def fine_tune(run, shared_data: Path):
+    """Two steps of the small fine-tune on real pictures, with further words."""
+
+    def call(*words: str):
+        small = ["-c", "master_key/tiny_imagenet_20", *words, "-c", "trainer/debug", *QUIET]
+        small += [f"--data.root={shared_data / 'tiny_imagenet_20'}", "--data.batch_size=4"]
+        small += ["--model.model_args={depths: [1, 1, 1, 1], dims: [8, 16, 16, 16], patch_size: 2}"]
+        cli = run("fit", *small)
+        assert cli.trainer.global_step == 2
+        return cli.model
+
+    return call
+
+
 @pytest.mark.slow
-def test_a_frozen_network_fine_tunes_on_real_pictures(run, shared_data: Path) -> None:
-    words = ["-c", "master_key/tiny_imagenet_20", "-c", "trainer/debug", *QUIET]
-    words += [f"--data.root={shared_data / 'tiny_imagenet_20'}", "--data.batch_size=4"]
-    words += ["--model.model_args={depths: [1, 1, 1, 1], dims: [8, 16, 16, 16], patch_size: 2}"]
-    cli = run("fit", *words)
-    assert cli.trainer.global_step == 2
-    assert not any(conv.weight.requires_grad for conv in depthwise_convolutions(cli.model).values())
+def test_a_frozen_network_fine_tunes_on_real_pictures(fine_tune) -> None:
+    model, bank = fine_tune(), idealised_bank("B")
+    for conv in depthwise_convolutions(model).values():
+        assert not conv.weight.requires_grad
+        # still a x + b after the steps, bias trained
+        energy = match_filters(conv.weight.flatten(0, 1), bank).energy
+        torch.testing.assert_close(energy, torch.ones_like(energy), rtol=0, atol=1e-6)
+        assert bool((conv.bias != 0).any())
+
+
+@pytest.mark.slow
+def test_scales_are_fine_tuned_on_real_pictures(fine_tune) -> None:
+    model = fine_tune("-c", "master_key/overlays/learned_scale")
+    layers = [m for m in model.modules() if isinstance(m, ScaleSpaceDepthwiseConv2d)]
+    assert len(layers) == 4
+    for layer in layers:
+        moved = (layer.sigma.detach() - 1.5).abs()
+        assert 1e-4 < float(moved.max()) < 0.1
+        assert bool(torch.isfinite(layer.kernel()).all())
