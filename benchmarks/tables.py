@@ -426,7 +426,7 @@ def key_filters_replacement() -> str:
 @table
 def key_filters_gains() -> str:
     """Top-1 with scales refitted to the network, and how much that is above Method B on the same pictures."""
-    frame = read("key_filters_replacement").set_index(["network", "recalibrated", "bank"])["top1"]
+    frame = read("key_filters_replacement").set_index(["network", "recalibrated", "bank"])["top1"].sort_index()
     stated = read("key_filters_untouched").groupby("network", sort=False).first()
     rows = []
     for network in stated.index:
