@@ -222,10 +222,11 @@ def kan_conv() -> str:
     """Spline convolutions beside the plain convolution they become."""
     frame = read("kan_conv_cpu")
     columns = {
+        "threads": "threads",
         "layer": "layer",
         "grid": "G",
         "parameters": "parameters",
-        "cpu_ms": "processor, ms",
+        "wall_ms": "ms",
         "ratio_to_floor": "/ floor",
         "ratio_to_conv": "/ convolution",
         "held_mb": "held, MiB",
