@@ -116,18 +116,22 @@ def reconstruction(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         codes = {"DCT, zonal": dct_zonal, "DCT, top-N": dct_top, "PCA": pca.reconstruct}
         for method, code in codes.items():
             yield row(method, floats, lambda x, f=floats, c=code: torch.from_numpy(c(x.numpy() / 255, f)).float())
-    for seed, (channels, paths), (method, options) in itertools.product(range(args.seeds), grid, EXPANSIONS.items()):
-        if paths > 1 and method != "finola":
-            continue
+    for seed, (channels, paths), (method, options) in itertools.product(
+        range(args.seeds), grid, [(name, EXPANSIONS[name]) for name in args.methods]
+    ):
+        if paths > 1 and not method.startswith("finola"):
+            continue  # the controls lay paths side by side: the same network as one path of C M
         torch.manual_seed(seed)
         network = FinolaNetwork(
             channels,
             paths,
             args.size,
             args.map,
-            encoder_width=16,
+            encoder=args.encoder,
+            encoder_width=32,
             encoder_depth=1,
             stride=8,
+            pooling=args.pooling,
             decoder_width=args.decoder_width,
             **options,
         )
@@ -142,6 +146,8 @@ def reconstruction(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             M=paths,
             seed=seed,
             steps=args.steps,
+            encoder=args.encoder,
+            pooling=args.pooling,
             parameters=sum(p.numel() for p in network.parameters()),
             decoder_parameters=sum(p.numel() for p in network.decoder.parameters()),
             train_seconds=round(seconds, 1),
@@ -204,11 +210,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=32, help="image side in pixels")
     parser.add_argument("--map", type=int, default=8, help="map side in cells (reconstruction)")
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 128, 512])
-    parser.add_argument("--multi", nargs="*", default=["32x4", "128x4"], help="C x M with more than one path")
+    parser.add_argument("--multi", nargs="*", default=["32x4", "32x16", "128x4"], help="C x M with more than one path")
     parser.add_argument("--per-class", type=int, default=None, help="training pictures of a class (masked); all")
+    parser.add_argument("--methods", nargs="+", choices=EXPANSIONS, default=list(EXPANSIONS))
+    parser.add_argument("--encoder", default="cnn", help="quickest in short training; any of model.encoder")
+    parser.add_argument("--pooling", choices=["linear", "attentional"], default="linear")
     parser.add_argument("--decoder-width", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
     return parser.parse_args()

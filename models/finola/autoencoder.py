@@ -15,6 +15,7 @@ from framework.errors import ConfigError
 from framework.figures import reconstruction_grid, residual_map, speed_spectrum
 from framework.nn import Finola, commutator, pde_residual, wave_speeds
 from framework.nn.finola import Scheme
+from models.finola.encoder import Pooling
 from models.finola.network import Expansion, FinolaNetwork
 
 ADAMW = cast(OptimizerCallable, {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "weight_decay": 0.05}})
@@ -76,10 +77,11 @@ class FinolaAutoencoder(BaseMethod):
         init_std: s, the matrices start from N(0, s^2 / C).
         checkpoint: recompute the rollout in backward, path by path.
         start: [row, column] of the vectors in the map; None: its centre.
-        encoder: `mobile_former` or a timm model's name.
-        encoder_width: channels of Mobile-Former's stem.
-        encoder_depth: blocks per stage of Mobile-Former.
+        encoder: `mobile_former`, `cnn` or a timm model's name.
+        encoder_width: channels after the first convolution of the first two.
+        encoder_depth: their blocks per halving.
         stride: input pixels per feature cell.
+        pooling: `attentional`, or `linear`: all cells through one linear layer.
         seeds: of the attentional pooling; they divide M C.
         decoder_width: channels behind the decoder's first convolution.
         pretrained: timm's weights for a timm encoder.
@@ -113,6 +115,7 @@ class FinolaAutoencoder(BaseMethod):
         encoder_width: int = 32,
         encoder_depth: int = 2,
         stride: int = 16,
+        pooling: Pooling = "attentional",
         seeds: int = 1,
         decoder_width: int = 256,
         pretrained: bool = False,
@@ -142,6 +145,7 @@ class FinolaAutoencoder(BaseMethod):
             encoder_width,
             encoder_depth,
             stride,
+            pooling,
             seeds,
             decoder_width,
             pretrained,

@@ -74,9 +74,9 @@ class MaskedFinola(BaseMethod):
         positions: blocks in the four `corners`, or `all` cell positions.
         channels: C of the map.
         image_size: side of the images in pixels, a multiple of twice the stride; as `data.image_size`.
-        encoder: `mobile_former` or a timm model's name.
-        encoder_width: channels of Mobile-Former's stem.
-        encoder_depth: blocks per stage of Mobile-Former.
+        encoder: `mobile_former`, `cnn` or a timm model's name.
+        encoder_width: channels after the first convolution of the first two.
+        encoder_depth: their blocks per halving.
         stride: input pixels per cell of the map.
         seeds: of the attentional pooling (`element` only).
         scheme: of the rollout (`element` only).
