@@ -172,8 +172,9 @@ def masked(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "block" if mode == "block" else "element",
             image_size=args.size,
             stride=4,
-            encoder_width=16,
-            encoder_depth=1,
+            encoder=args.encoder,
+            encoder_width=32,
+            encoder_depth=2,
             decoder_width=args.decoder_width,
         )
 
@@ -195,6 +196,7 @@ def masked(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "pretraining": mode,
             "seed": seed,
             "steps": steps,
+            "encoder": args.encoder,
             "probe_images": len(trained),
             "features": module.encoder.out_channels,
             "probe_accuracy": round(accuracy, 4),

@@ -2,7 +2,8 @@
 
 Six Kodak images at 96 x 64 (Lanczos), networks of width 32 with three hidden sine layers, so that a SIREN has about as
 many parameters per pixel as one of width 256 has at 768 x 512, and tiles of 3 x 2 pixels at the finest level (A = 16).
-Every variant trains all images side by side, once per seed and learning rate, with Adam.
+Every variant trains all images side by side with Adam, once per seed and learning rate; all try the same rates,
+and each is judged at its own best.
 
     python -m benchmarks.loe_study --root KODAK --out results/loe_study.csv
 """
@@ -93,7 +94,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--lrs", nargs="+", type=float, default=[1e-3])
+    parser.add_argument("--lrs", nargs="+", type=float, default=[1e-3, 3e-3, 3e-4])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--evaluations", type=int, default=20)
     parser.add_argument("--accelerator", default="cpu")
