@@ -226,11 +226,11 @@ def kmunet_rates() -> str:
 def _kmunet(name: str) -> str:
     frame = read(name)
     rows = []
-    for variant, group in frame.groupby("variant", sort=False):
+    for (variant, rate), group in frame.groupby(["variant", "learning_rate"], sort=False):
         live = pd.to_numeric(group["live_parameters"])
         removed, fastest = (pd.to_numeric(group[c]) for c in ("edges_removed", "inference_ms"))
         rows.append([str(variant), f"{live.mean():,.0f}", f"{removed.mean():.0%}", spread(group["dice"]),
-                     spread(group["iou"]), str(len(group)), group["learning_rate"].iloc[0],
+                     spread(group["iou"]), str(len(group)), str(rate),
                      spread(group["train_cpu_seconds"], 0), f"{fastest.min():.1f}"])  # fmt: skip
     header = ["network", "live parameters", "edges removed", "Dice", "IoU", "seeds", "rate", "training, s",
               "inference, ms"]  # fmt: skip
