@@ -214,9 +214,11 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--compile", action="store_true", help="needs a C++ compiler on the CPU")
     parser.add_argument("--skip-loop", action="store_true", help="leave out the slow loop over cells")
-    parser.add_argument("--out", type=Path, help="CSV file, rows are appended")
+    parser.add_argument("--out", type=Path, help="CSV file, written anew")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.out:
+        args.out.unlink(missing_ok=True)
     for channels in args.channels:
         for row in measure(args, channels):
             if args.out:

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from benchmarks.common import environment
 from datamodules.imagenet import ImageFolderDataModule
-from framework.nn import Pca, dct_top, dct_zonal, linear_probe
+from framework.nn import Finola, Pca, dct_top, dct_zonal, linear_probe
 from framework.schedules import WarmupCosine
-from models.finola.autoencoder import decay_groups, pixel_loss
+from models.finola.autoencoder import parameter_groups, pixel_loss
 from models.finola.masked import MaskedFinola
 from models.finola.network import FinolaNetwork
 
@@ -46,8 +46,13 @@ def pictures(root: Path, size: int, split: str, **options: Any) -> tuple[Tensor,
 
 
 def train(module: torch.nn.Module, images: Tensor, steps: int, batch: int, seed: int, loss: Any) -> float:
-    """AdamW with warm-up and cosine, clipped gradients, mirrored at random; returns the seconds it took."""
-    optimizer = torch.optim.AdamW(decay_groups(module), lr=2e-3, weight_decay=0.05)
+    """AdamW with warm-up and cosine, clipped gradients, mirrored at random; returns the seconds it took.
+
+    The rate is 2e-3, and 64 / C of it for the matrices of every C alike.
+    """
+    channels = next((m.channels for m in module.modules() if isinstance(m, Finola)), 64)
+    groups = parameter_groups(module, 2e-3 * 64 / channels)
+    optimizer = torch.optim.AdamW(groups, lr=2e-3, weight_decay=0.05)
     schedule = WarmupCosine(optimizer, steps, warmup=max(1, steps // 20))
     rng = np.random.default_rng(seed)
     start = time.perf_counter()
@@ -116,18 +121,22 @@ def reconstruction(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         codes = {"DCT, zonal": dct_zonal, "DCT, top-N": dct_top, "PCA": pca.reconstruct}
         for method, code in codes.items():
             yield row(method, floats, lambda x, f=floats, c=code: torch.from_numpy(c(x.numpy() / 255, f)).float())
-    for seed, (channels, paths), (method, options) in itertools.product(range(args.seeds), grid, EXPANSIONS.items()):
+    for seed, (channels, paths), (method, options) in itertools.product(
+        range(args.seeds), grid, [(name, EXPANSIONS[name]) for name in args.methods]
+    ):
         if paths > 1 and method != "finola":
-            continue
+            continue  # repeat-q lays paths side by side: the same network as one path of C M
         torch.manual_seed(seed)
         network = FinolaNetwork(
             channels,
             paths,
             args.size,
             args.map,
-            encoder_width=16,
+            encoder=args.encoder,
+            encoder_width=32,
             encoder_depth=1,
             stride=8,
+            pooling=args.pooling,
             decoder_width=args.decoder_width,
             **options,
         )
@@ -142,6 +151,8 @@ def reconstruction(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             M=paths,
             seed=seed,
             steps=args.steps,
+            encoder=args.encoder,
+            pooling=args.pooling,
             parameters=sum(p.numel() for p in network.parameters()),
             decoder_parameters=sum(p.numel() for p in network.decoder.parameters()),
             train_seconds=round(seconds, 1),
@@ -166,8 +177,9 @@ def masked(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "block" if mode == "block" else "element",
             image_size=args.size,
             stride=4,
-            encoder_width=16,
-            encoder_depth=1,
+            encoder=args.encoder,
+            encoder_width=32,
+            encoder_depth=2,
             decoder_width=args.decoder_width,
         )
 
@@ -189,6 +201,7 @@ def masked(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "pretraining": mode,
             "seed": seed,
             "steps": steps,
+            "encoder": args.encoder,
             "probe_images": len(trained),
             "features": module.encoder.out_channels,
             "probe_accuracy": round(accuracy, 4),
@@ -204,11 +217,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=32, help="image side in pixels")
     parser.add_argument("--map", type=int, default=8, help="map side in cells (reconstruction)")
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 128, 512])
-    parser.add_argument("--multi", nargs="*", default=["32x4", "128x4"], help="C x M with more than one path")
+    parser.add_argument("--multi", nargs="*", default=["32x4", "32x16", "128x4"], help="C x M with more than one path")
     parser.add_argument("--per-class", type=int, default=None, help="training pictures of a class (masked); all")
+    parser.add_argument("--methods", nargs="+", choices=EXPANSIONS, default=list(EXPANSIONS))
+    parser.add_argument("--encoder", default="cnn", help="quickest in short training; any of model.encoder")
+    parser.add_argument("--pooling", choices=["linear", "attentional"], default="linear")
     parser.add_argument("--decoder-width", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
     return parser.parse_args()

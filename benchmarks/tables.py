@@ -88,14 +88,19 @@ def methods() -> str:
 
 def _headlines() -> list[str]:
     epochs = read("korigins_epochs").query("rfl == '18'").groupby("variant")["epochs_to_goal"].agg(", ".join)
-    units = read("kmunet_study").groupby("variant")["dice"].agg(spread)
+    study = read("kmunet_study")
+    study["val_dice"] = pd.to_numeric(study["val_dice"])
+    study["mean_val"] = study.groupby(["variant", "learning_rate"])["val_dice"].transform("mean")
+    chosen = study[study["mean_val"] == study.groupby("variant")["mean_val"].transform("max")]
+    units = chosen.groupby("variant")["dice"].agg(spread)
     loe = _loe_study().set_index(["image", "seed", "variant"])["best_psnr"].unstack()
     filters = read("key_filters_replacement").query("network == 'mobilenetv2'")
     # random, random-1, ... are one bank with several seeds
     bank = filters["bank"].str.replace(r"-\d+$", "", regex=True)
     filters = pd.to_numeric(filters["top1"]).groupby([bank, filters["recalibrated"]]).mean()
-    finola = read("finola_reconstruction").query("floats == '128'").groupby("method")["psnr"]
-    psnr = finola.agg(lambda values: pd.to_numeric(values).mean())
+    finola = read("finola_reconstruction").query("floats == '128' and M in ('', '1')")
+    psnr = finola.groupby("method")["psnr"].agg(lambda values: pd.to_numeric(values).mean())
+    steps = next(value for value in finola["steps"] if value)
     return [
         f"epochs to 0.99 IoU, three seeds: KRFL18 {epochs['K-Origins, first level only']}; plain {epochs['plain']}; "
         f"plain with BatchNorm {epochs['plain, BatchNorm']}",
@@ -106,8 +111,8 @@ def _headlines() -> list[str]:
         f"MobileNetV2's top-1 {filters['original', 'False']:.1f}; recalibrated, untrained: Method B "
         f"{filters['B', 'True']:.1f}, scales per layer {filters['sigma-layer', 'True']:.1f}, random banks "
         f"{filters['random', 'True']:.1f}",
-        f"PSNR at 128 floats, 32 px, 200 steps: {psnr['finola']:.1f} dB; repeated vector {psnr['repeat-q']:.1f}; "
-        f"DCT {psnr['DCT, top-N']:.1f}",
+        f"PSNR at 128 floats, 32 px, {steps} steps: {psnr['finola']:.1f} dB; repeated vector with positions "
+        f"{psnr['repeat-q + positions']:.1f}; PCA {psnr['PCA']:.1f}; DCT {psnr['DCT, top-N']:.1f}",
     ]
 
 
@@ -200,26 +205,45 @@ def squares_generation() -> str:
 
 @table
 def kmunet_study() -> str:
-    """KM-UNet and its baselines over seeds."""
-    frame = read("kmunet_study")
+    """KM-UNet and its baselines over seeds, on nuclei."""
+    return _kmunet("kmunet_study")
+
+
+@table
+def kmunet_isbi() -> str:
+    """The same on the membranes of ISBI 2012."""
+    return _kmunet("kmunet_isbi")
+
+
+@table
+def kmunet_16bit() -> str:
+    """Raw 16-bit nuclei, with and without K-Origins."""
+    return _kmunet("kmunet_16bit")
+
+
+@table
+def kmunet_rates() -> str:
+    """Validation Dice of both families at every learning rate."""
+    frame = read("kmunet_rates")
+    rates = sorted(frame["learning_rate"].unique(), key=float)
+    rows = [
+        [str(variant), *(group.set_index("learning_rate")["val_dice"].reindex(rates).fillna(""))]
+        for variant, group in frame.groupby("variant", sort=False)
+    ]
+    return markdown(["network, validation Dice at the rate", *rates], rows) + provenance(frame)
+
+
+def _kmunet(name: str) -> str:
+    frame = read(name)
     rows = []
-    for variant, group in frame.groupby("variant", sort=False):
+    for (variant, rate), group in frame.groupby(["variant", "learning_rate"], sort=False):
         live = pd.to_numeric(group["live_parameters"])
         removed, fastest = (pd.to_numeric(group[c]) for c in ("edges_removed", "inference_ms"))
         rows.append([str(variant), f"{live.mean():,.0f}", f"{removed.mean():.0%}", spread(group["dice"]),
-                     spread(group["iou"]), str(len(group)), group["learning_rate"].iloc[0],
+                     spread(group["iou"]), str(len(group)), str(rate),
                      spread(group["train_cpu_seconds"], 0), f"{fastest.min():.1f}"])  # fmt: skip
-    header = [
-        "network",
-        "live parameters",
-        "edges removed",
-        "Dice",
-        "IoU",
-        "seeds",
-        "rate",
-        "training, s",
-        "inference, ms",
-    ]
+    header = ["network", "live parameters", "edges removed", "Dice", "IoU", "seeds", "rate", "training, s",
+              "inference, ms"]  # fmt: skip
     return markdown(header, rows) + provenance(frame)
 
 
@@ -228,10 +252,11 @@ def kan_conv() -> str:
     """Spline convolutions beside the plain convolution they become."""
     frame = read("kan_conv_cpu")
     columns = {
+        "threads": "threads",
         "layer": "layer",
         "grid": "G",
         "parameters": "parameters",
-        "cpu_ms": "processor, ms",
+        "wall_ms": "ms",
         "ratio_to_floor": "/ floor",
         "ratio_to_conv": "/ convolution",
         "held_mb": "held, MiB",
@@ -268,10 +293,19 @@ def loe_variants() -> str:
     rows = []
     for variant, group in frame.groupby("variant", sort=False):
         best = group["best_psnr"]
-        rows.append([str(variant), str(group["parameters"].iloc[0]), f"{best.mean():.2f}", f"{best.min():.2f}",
-                     f"{best.max():.2f}", f"{group['psnr'].mean():.2f}", f"{group['map_bits_per_pixel'].mean():.3f}",
-                     f"{group['seed'].nunique()}"])  # fmt: skip
-    header = ["variant", "parameters", "best PSNR, mean", "lowest", "highest", "last PSNR, mean", "map, bits per pixel"]
+        rows.append([str(variant), str(group["parameters"].iloc[0]), f"{group['lr'].iloc[0]:g}", f"{best.mean():.2f}",
+                     f"{best.min():.2f}", f"{best.max():.2f}", f"{group['psnr'].mean():.2f}",
+                     f"{group['map_bits_per_pixel'].mean():.3f}", f"{group['seed'].nunique()}"])  # fmt: skip
+    header = [
+        "variant",
+        "parameters",
+        "rate",
+        "best PSNR, mean",
+        "lowest",
+        "highest",
+        "last PSNR, mean",
+        "map, bits per pixel",
+    ]
     return markdown([*header, "seeds"], rows) + provenance(read("loe_study"))
 
 
@@ -283,6 +317,7 @@ def loe_differences() -> str:
         ("fine_to_coarse", "siren"),
         ("otsu_4", "fine_to_coarse"),
         ("otsu_4", "equal_4"),
+        ("otsu_4", "kmeans_4"),
         ("otsu_4", "otsu_1"),
         ("otsu_4", "otsu_2"),
         ("otsu_4", "otsu_3"),
@@ -301,10 +336,28 @@ def loe_differences() -> str:
     return markdown(["difference", "best PSNR, dB", "above 0", "last PSNR, dB", "above 0"], rows)
 
 
-def _loe_study() -> pd.DataFrame:
+@table
+def loe_rates() -> str:
+    """Mean best PSNR of every variant at every learning rate of the sweep, which has one seed."""
+    frame = _loe_sweep()
+    frame = frame[frame["seed"] == frame["seed"].min()]
+    means = frame.pivot_table(index="variant", columns="lr", values="best_psnr", sort=False).sort_index(axis=1)
+    rows = [[str(name), *(f"{value:.2f}" for value in row)] for name, row in means.iterrows()]
+    return markdown(["variant", *(f"{rate:g}" for rate in means.columns)], rows)
+
+
+def _loe_sweep() -> pd.DataFrame:
     frame = read("loe_study")
-    numbers = ["seed", "psnr", "best_psnr", "map_bits_per_pixel"]
+    numbers = ["seed", "lr", "psnr", "best_psnr", "map_bits_per_pixel"]
     return frame.assign(**{name: pd.to_numeric(frame[name]) for name in numbers})
+
+
+def _loe_study() -> pd.DataFrame:
+    """The rows of every variant at its own best rate, chosen by the first seed's mean of the best PSNR over images."""
+    frame = _loe_sweep()
+    means = frame[frame["seed"] == frame["seed"].min()].groupby(["variant", "lr"])["best_psnr"].mean()
+    best = {variant: means[variant].idxmax() for variant in frame["variant"].unique()}
+    return frame[frame["lr"] == frame["variant"].map(best)]
 
 
 @table
@@ -327,11 +380,21 @@ def finola_speed() -> str:
 @table
 def finola_reconstruction() -> str:
     """PSNR on held-out pictures by floats and method; learned methods over seeds."""
-    frame = read("finola_reconstruction")
+    return _finola("finola_reconstruction")
+
+
+@table
+def finola_long() -> str:
+    """The same after longer training."""
+    return _finola("finola_long")
+
+
+def _finola(name: str) -> str:
+    frame = read(name)
     rows = []
     for (floats, method, channels, paths), group in frame.groupby(["floats", "method", "C", "M"], sort=False):
         row = [str(floats), str(method), str(channels), str(paths)]
-        row += [spread(group[name], 2) for name in ("psnr", "psnr_pooled", "ssim")]
+        row += [spread(group[column], 2) for column in ("psnr", "psnr_pooled", "ssim")]
         rows.append([*row, spread(group["kodak_psnr"], 2), group["parameters"].iloc[0], str(len(group))])
     rows.sort(key=lambda row: (int(row[0]), bool(row[2])))
     header = ["floats (C M)", "method", "C", "M", "PSNR", "PSNR of mean MSE", "SSIM", "Kodak PSNR", "parameters",

@@ -15,6 +15,7 @@ from framework.errors import ConfigError
 from framework.figures import reconstruction_grid, residual_map, speed_spectrum
 from framework.nn import Finola, commutator, pde_residual, wave_speeds
 from framework.nn.finola import Scheme
+from models.finola.encoder import Pooling
 from models.finola.network import Expansion, FinolaNetwork
 
 ADAMW = cast(OptimizerCallable, {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "weight_decay": 0.05}})
@@ -38,15 +39,30 @@ def pixel_loss(kind: Loss, preds: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
-def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Weight decay on convolutions and linear weights; none on biases, norms, seeds, tables and FINOLA's matrices."""
+def parameter_groups(module: nn.Module, matrix_lr: float | None = None) -> list[dict[str, Any]]:
+    """Weight decay on convolutions and linear weights; none on biases, norms, seeds, tables and FINOLA's matrices.
+
+    Args:
+        module: with everything that learns.
+        matrix_lr: learning rate of the matrices; None: the optimizer's. Adam moves every entry by about the rate, so a
+            step moves a C x C matrix by up to C times the rate: wide maps need a smaller one.
+
+    Returns:
+        `decayed`, `not_decayed` and, with `matrix_lr`, `matrices`.
+    """
+    growth = {id(p) for m in module.modules() if isinstance(m, Finola) for p in m.parameters()}
     plain = {id(p) for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d) for p in [m.weight]}
     plain |= {id(m.in_proj_weight) for m in module.modules() if isinstance(m, nn.MultiheadAttention)}
     parameters = [p for p in module.parameters() if p.requires_grad]
-    return [
+    matrices = [p for p in parameters if matrix_lr is not None and id(p) in growth]
+    apart = plain | {id(p) for p in matrices}
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if id(p) in plain], "name": "decayed"},
-        {"params": [p for p in parameters if id(p) not in plain], "weight_decay": 0.0, "name": "not_decayed"},
+        {"params": [p for p in parameters if id(p) not in apart], "weight_decay": 0.0, "name": "not_decayed"},
     ]
+    if matrices:
+        groups.append({"params": matrices, "weight_decay": 0.0, "lr": matrix_lr, "name": "matrices"})
+    return groups
 
 
 def reconstruction_metrics(split: Split) -> dict[str, Metric]:
@@ -76,14 +92,16 @@ class FinolaAutoencoder(BaseMethod):
         init_std: s, the matrices start from N(0, s^2 / C).
         checkpoint: recompute the rollout in backward, path by path.
         start: [row, column] of the vectors in the map; None: its centre.
-        encoder: `mobile_former` or a timm model's name.
-        encoder_width: channels of Mobile-Former's stem.
-        encoder_depth: blocks per stage of Mobile-Former.
+        encoder: `mobile_former`, `cnn` or a timm model's name.
+        encoder_width: channels after the first convolution of the first two.
+        encoder_depth: their blocks per halving.
         stride: input pixels per feature cell.
+        pooling: `attentional`, or `linear`: all cells through one linear layer.
         seeds: of the attentional pooling; they divide M C.
         decoder_width: channels behind the decoder's first convolution.
         pretrained: timm's weights for a timm encoder.
         loss: `mse`, `l1` or `l1+mse`, on pixels in [-1, 1].
+        matrix_lr: learning rate of FINOLA's matrices; None: the optimizer's. Above C = 128 take about 64 / C of it.
         optimizer: with weight decay on convolutions and linear layers only.
         lr_scheduler: None: constant.
         lr_interval: `epoch` or `step`.
@@ -113,10 +131,12 @@ class FinolaAutoencoder(BaseMethod):
         encoder_width: int = 32,
         encoder_depth: int = 2,
         stride: int = 16,
+        pooling: Pooling = "attentional",
         seeds: int = 1,
         decoder_width: int = 256,
         pretrained: bool = False,
         loss: Loss = "mse",
+        matrix_lr: float | None = None,
         optimizer: OptimizerCallable = ADAMW,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
@@ -124,7 +144,10 @@ class FinolaAutoencoder(BaseMethod):
         super().__init__(optimizer, lr_scheduler, lr_interval)
         if loss not in get_args(Loss):
             raise ConfigError(f"model.loss: expected one of {', '.join(get_args(Loss))}, got {loss!r}")
+        if matrix_lr is not None and matrix_lr <= 0:
+            raise ConfigError(f"model.matrix_lr: expected a positive learning rate or null, got {matrix_lr}")
         self.loss: Loss = loss
+        self.matrix_lr = matrix_lr
         self.network = FinolaNetwork(
             channels,
             paths,
@@ -142,6 +165,7 @@ class FinolaAutoencoder(BaseMethod):
             encoder_width,
             encoder_depth,
             stride,
+            pooling,
             seeds,
             decoder_width,
             pretrained,
@@ -182,7 +206,7 @@ class FinolaAutoencoder(BaseMethod):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Weight decay on convolutions and linear layers, none on FINOLA's matrices, norms, biases and seeds."""
-        return decay_groups(self)
+        return parameter_groups(self, self.matrix_lr)
 
     def _keep_grad_norms(self, grad: Tensor) -> None:
         row, col = self.network.start or (side // 2 for side in self.network.map_size)

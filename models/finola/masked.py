@@ -15,7 +15,7 @@ from framework.base import BaseMethod, Batch, Split
 from framework.errors import ConfigError
 from framework.figures import reconstruction_grid
 from framework.nn import Finola
-from models.finola.autoencoder import ADAMW, Loss, decay_groups, pixel_loss
+from models.finola.autoencoder import ADAMW, Loss, parameter_groups, pixel_loss
 from models.finola.decoder import Decoder
 from models.finola.encoder import AttentionalPool, build_encoder
 
@@ -74,9 +74,9 @@ class MaskedFinola(BaseMethod):
         positions: blocks in the four `corners`, or `all` cell positions.
         channels: C of the map.
         image_size: side of the images in pixels, a multiple of twice the stride; as `data.image_size`.
-        encoder: `mobile_former` or a timm model's name.
-        encoder_width: channels of Mobile-Former's stem.
-        encoder_depth: blocks per stage of Mobile-Former.
+        encoder: `mobile_former`, `cnn` or a timm model's name.
+        encoder_width: channels after the first convolution of the first two.
+        encoder_depth: their blocks per halving.
         stride: input pixels per cell of the map.
         seeds: of the attentional pooling (`element` only).
         scheme: of the rollout (`element` only).
@@ -87,6 +87,7 @@ class MaskedFinola(BaseMethod):
         pretrained: timm's weights for a timm encoder.
         mask_seed: the block's position is drawn from (mask_seed, epoch, index); in evaluation from (mask_seed, index).
         loss: `mse`, `l1` or `l1+mse`, on pixels in [-1, 1].
+        matrix_lr: learning rate of FINOLA's matrices; None: the optimizer's.
         optimizer: with weight decay on convolutions and linear layers only.
         lr_scheduler: None: constant.
         lr_interval: `epoch` or `step`.
@@ -117,6 +118,7 @@ class MaskedFinola(BaseMethod):
         pretrained: bool = False,
         mask_seed: int = 0,
         loss: Loss = "mse",
+        matrix_lr: float | None = None,
         optimizer: OptimizerCallable = ADAMW,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
@@ -133,6 +135,7 @@ class MaskedFinola(BaseMethod):
             )
         self.mode, self.positions, self.mask_seed = mode, positions, mask_seed
         self.image_size, self.stride, self.loss = image_size, stride, loss
+        self.matrix_lr = matrix_lr
         self.cells = image_size // stride
         self.encoder = build_encoder(encoder, encoder_width, encoder_depth, stride, pretrained)
         features = cast(int, self.encoder.out_channels)
@@ -221,7 +224,7 @@ class MaskedFinola(BaseMethod):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Weight decay on convolutions and linear layers, none on FINOLA's matrices, norms, biases and seeds."""
-        return decay_groups(self)
+        return parameter_groups(self, self.matrix_lr)
 
     def figures(self, batch: Batch) -> Mapping[str, Figure]:  # type: ignore[override]
         """Images, the predictions with the visible block as it was, and the error."""

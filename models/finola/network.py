@@ -10,7 +10,7 @@ from framework.errors import ConfigError
 from framework.nn import Finola
 from framework.nn.finola import Scheme
 from models.finola.decoder import Decoder
-from models.finola.encoder import AttentionalPool, build_encoder
+from models.finola.encoder import Pooling, build_encoder, build_pool
 
 Expansion = Literal["finola", "repeat", "repeat_position"]
 
@@ -48,10 +48,11 @@ class FinolaNetwork(nn.Module):
         expansion: `finola`, or the controls `repeat` and `repeat_position`.
         scheme, matrices, normalize, init_std, checkpoint, eps: of `framework.nn.Finola`.
         start: (row, column) of the vectors in the map; None: its centre.
-        encoder: `mobile_former` or a timm model's name.
-        encoder_width: channels of Mobile-Former's stem.
-        encoder_depth: blocks per stage of Mobile-Former.
+        encoder: `mobile_former`, `cnn` or a timm model's name.
+        encoder_width: channels after the first convolution of the first two.
+        encoder_depth: their blocks per halving.
         stride: input pixels per feature cell.
+        pooling: `attentional` or `linear`.
         seeds: of the attentional pooling.
         decoder_width: channels behind the decoder's first convolution.
         pretrained: timm's weights for a timm encoder.
@@ -78,6 +79,7 @@ class FinolaNetwork(nn.Module):
         encoder_width: int = 32,
         encoder_depth: int = 2,
         stride: int = 16,
+        pooling: Pooling = "attentional",
         seeds: int = 1,
         decoder_width: int = 256,
         pretrained: bool = False,
@@ -102,7 +104,8 @@ class FinolaNetwork(nn.Module):
         self.map_size = (map_size, map_size)
         self.start = None if start is None else (int(start[0]), int(start[1]))
         self.encoder = build_encoder(encoder, encoder_width, encoder_depth, stride, pretrained)
-        self.pool = AttentionalPool(cast(int, self.encoder.out_channels), paths, channels, seeds)
+        cells = (image_size // stride) ** 2
+        self.pool = build_pool(pooling, cast(int, self.encoder.out_channels), cells, paths, channels, seeds)
         if expansion == "finola":
             self.growth: Finola | RepeatMap = Finola(
                 channels, scheme, matrices, normalize=normalize, eps=eps, init_std=init_std, checkpoint=checkpoint

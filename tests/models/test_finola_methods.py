@@ -151,6 +151,21 @@ def test_weight_decay_spares_the_matrices_and_the_seeds() -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
 
 
+def test_the_matrices_may_have_a_rate_of_their_own() -> None:
+    model = FinolaAutoencoder(8, image_size=16, map_size=8, encoder_width=4, stride=4, decoder_width=8, matrix_lr=1e-4)
+    optimizer = model.configure_optimizers()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    assert rates.pop(id(model.network.growth.weight)) == 1e-4
+    assert set(rates.values()) == {1e-3}
+    assert all(group["weight_decay"] == 0 for group in optimizer.param_groups if group.get("name") == "matrices")
+
+
+def test_a_rate_that_is_none_is_named() -> None:
+    with pytest.raises(ConfigError, match="model.matrix_lr: expected a positive learning rate or null, got 0"):
+        FinolaAutoencoder(matrix_lr=0.0)
+
+
 @pytest.mark.parametrize(("kind", "expected"), [("mse", 0.04), ("l1", 0.2), ("l1+mse", 0.24)])
 def test_losses_are_on_pixels_in_minus_one_to_one(kind, expected) -> None:
     assert float(pixel_loss(kind, torch.full((2, 3), 0.6), torch.full((2, 3), 0.5))) == pytest.approx(expected)

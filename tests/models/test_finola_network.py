@@ -6,7 +6,7 @@ import torch
 from framework.errors import ConfigError
 from framework.nn import Finola
 from models.finola.decoder import Decoder
-from models.finola.encoder import AttentionalPool, MobileFormerEncoder, TimmEncoder
+from models.finola.encoder import AttentionalPool, ConvEncoder, LinearPool, MobileFormerEncoder, TimmEncoder, build_pool
 from models.finola.network import FinolaNetwork, RepeatMap, latent_counts
 
 
@@ -18,9 +18,31 @@ def network(**kwargs) -> FinolaNetwork:
 
 @pytest.mark.parametrize("stride", [2, 4, 8, 16])
 def test_the_encoder_has_the_stride_it_is_asked_for(stride) -> None:
-    encoder = MobileFormerEncoder(width=4, stride=stride, token_dim=8, depth=1)
-    out = encoder(torch.rand(2, 3, 32, 48))
-    assert out.shape == (2, encoder.out_channels, 32 // stride, 48 // stride)
+    for encoder in (MobileFormerEncoder(4, stride, token_dim=8, depth=1), ConvEncoder(4, stride, depth=2)):
+        out = encoder(torch.rand(2, 3, 32, 48))
+        assert out.shape == (2, encoder.out_channels, 32 // stride, 48 // stride)
+
+
+def test_the_plain_encoder_keeps_contrast() -> None:
+    """No normalisation: a far brighter picture gives far larger features."""
+    torch.manual_seed(0)
+    encoder = ConvEncoder(8, 4)
+    image = torch.rand(1, 3, 16, 16)
+    assert encoder(100 * image).norm() > 10 * encoder(image).norm()
+
+
+def test_linear_pooling_is_one_product_over_all_cells() -> None:
+    torch.manual_seed(0)
+    pool = LinearPool(6, 12, 2, 5).double()
+    x = torch.randn(3, 6, 3, 4, dtype=torch.float64)
+    weight = pool.linear.weight.view(2, 5, 6, 3, 4)
+    written_out = torch.einsum("mckij,bkij->bmc", weight, x) + pool.linear.bias.view(2, 5)
+    torch.testing.assert_close(pool(x), written_out, rtol=1e-12, atol=1e-12)
+
+
+def test_a_pooling_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ConfigError, match="model.pooling: expected attentional or linear, got 'mean'"):
+        build_pool("mean", 4, 16, 1, 8, 1)  # type: ignore[arg-type]
 
 
 def test_tokens_carry_information_across_the_whole_image() -> None:
@@ -38,7 +60,7 @@ def test_a_timm_backbone_is_cut_at_the_wanted_stride() -> None:
 
 
 def test_timm_names_and_strides_that_do_not_exist_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"model.encoder: expected mobile_former or a timm model.*'resnet10x'"):
+    with pytest.raises(ConfigError, match=r"model.encoder: expected mobile_former, cnn or a timm model.*'resnet10x'"):
         TimmEncoder("resnet10x")
     with pytest.raises(ConfigError, match=r"model.stride: resnet10t has feature maps of stride \[2, 4, 8, 16, 32\]"):
         TimmEncoder("resnet10t", stride=3)
