@@ -186,7 +186,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--bf16", action="store_true", help="under bfloat16 autocast")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead")
-    parser.add_argument("--out", type=Path, help="CSV file to write")
+    parser.add_argument("--out", type=Path, help="CSV file to write; one that is there is replaced")
     parser.add_argument("--peak", choices=[*KINDS, "gather"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -198,6 +198,8 @@ def main() -> None:
     if args.peak:
         print_peak(args.peak, args.sizes[0], args.width)
         return
+    if args.out:
+        args.out.unlink(missing_ok=True)
     measure = memory_rows if args.memory else timing_rows
     for rows in args.sizes:
         for row in measure(rows, args):

@@ -5,7 +5,8 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from framework.distributed import say
 
 
 class InterruptCheckpoint(Callback):
@@ -25,9 +26,4 @@ class InterruptCheckpoint(Callback):
             return
         path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
         trainer.save_checkpoint(path)
-        _say(f"interrupted; go on with the same command and --ckpt_path {path}")
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    print(text, flush=True)
+        say(f"interrupted; go on with the same command and --ckpt_path {path}")

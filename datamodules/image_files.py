@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
+from skimage import io
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -22,8 +23,38 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 Transform = Callable[[Image.Image, np.random.Generator], Tensor]
 
 
+def read_pixels(path: str | Path) -> np.ndarray:
+    """A picture as it is stored: (H, W) or (H, W, channels) in its own depth, uint8 or uint16 for PNG.
+
+    Raises:
+        OSError, ValueError and others: the decoders' own.
+    """
+    with open(path, "rb") as file:
+        header = file.read(26)
+    # Pillow, and scikit-image through it, cuts every PNG of 16 bits to 8 unless it is plain grey (colour type 0).
+    if header.startswith(b"\x89PNG\r\n\x1a\n") and header[24:25] == b"\x10" and header[25:26] != b"\0":
+        return _read_deep_colour(path)
+    return np.asarray(io.imread(path))
+
+
+def _read_deep_colour(path: str | Path) -> np.ndarray:
+    """(H, W, 2 to 4) uint16 of a PNG: Pillow has no such image, but unpacks the high or the low bytes of values."""
+
+    def unpacked(raw_mode: str) -> np.ndarray:
+        with Image.open(path) as file:
+            file.tile = [file.tile[0]._replace(args=raw_mode)]
+            return np.array(file)
+
+    with Image.open(path) as file:
+        stored = str(file.tile[0].args)  # e.g. RGB;16B
+    if stored == "LA;16B":  # two values of two bytes: as many bytes as a pixel of RGBA has
+        return unpacked("RGBA").view(">u2").astype(np.uint16)
+    high, low = unpacked(stored), unpacked(stored.replace("16B", "16L"))
+    return high.astype(np.uint16) << 8 | low
+
+
 def read_rgb(path: str | Path) -> Image.Image:
-    """A picture as 8-bit RGB: grey is repeated, alpha is dropped, 16-bit grey keeps its upper 8 bits.
+    """A picture as 8-bit RGB: grey is repeated, alpha is dropped, 16 bits keep their upper 8.
 
     Raises:
         DataError: the file is missing or is not a readable picture.

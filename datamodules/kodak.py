@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 from skimage import data as photographs
-from skimage import io
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from datamodules.image_files import read_pixels
 from framework.base import BaseDataModule
 from framework.errors import ConfigError, DataError
 from framework.nn import Grid, coordinate_grid
@@ -277,7 +277,7 @@ def read_rgb(path: Path) -> np.ndarray:
         DataError: the file cannot be read as a picture.
     """
     try:
-        pixels = np.asarray(io.imread(path))
+        pixels = read_pixels(path)
     except Exception as error:  # the decoders raise many kinds
         raise DataError(f"{path}: cannot be read as a picture ({type(error).__name__}: {error})") from error
     if pixels.ndim == 2:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy import ndimage
-from skimage import io
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.image_files import read_pixels
 from framework.errors import DataError
 
 Normalize = Literal["zscore", "percentile", "depth", "none"]
@@ -76,7 +76,7 @@ def read_array(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as header:
             header.verify()
-        return np.asarray(io.imread(path))
+        return read_pixels(path)
     except Exception as error:  # decoders raise many kinds for a broken file
         raise DataError(
             f"data: {path} cannot be read ({type(error).__name__}: {error}); it may be truncated, restore or remove it"

@@ -6,6 +6,7 @@ layer takes from another is printed. LightningCLI lets the checkpoint win silent
 
 import argparse
 import contextlib
+import inspect
 import logging
 import sys
 import time
@@ -17,15 +18,15 @@ from typing import Any
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import callbacks
 import datamodules
 import framework
 import models
+from framework.distributed import say
 from framework.errors import ConfigError, FrameworkError
 from framework.layers import layer_arguments
 from framework.suggest import shorten
@@ -64,12 +65,6 @@ def _framework_error(error: BaseException) -> FrameworkError | None:
     while link is not None and not isinstance(link, FrameworkError):
         link = link.__cause__ or link.__context__
     return link
-
-
-@rank_zero_only
-def say(text: str) -> None:
-    """Prints a line on the first process only."""
-    print(text, flush=True)
 
 
 class FrameworkCLI(LightningCLI):
@@ -232,8 +227,6 @@ def class_names() -> list[str]:
 
 def argument_names() -> list[str]:
     """The argument names of our own classes, as they are written under `init_args`."""
-    import inspect
-
     names: dict[str, None] = {}
     for package in (models, datamodules, callbacks):
         for class_name in package.__all__:
@@ -242,6 +235,3 @@ def argument_names() -> list[str]:
                     parameters = inspect.signature(base.__init__).parameters
                     names.update(dict.fromkeys(p for p in parameters if p not in ("self", "args", "kwargs")))
     return list(names)
-
-
-__all__ = ["FrameworkCLI", "SaveConfigCallback", "run_trainer_verb"]

@@ -1,4 +1,4 @@
-"""Everything that knows about ranks: samplers, broadcast, checksum.
+"""Everything that knows about ranks: samplers, broadcast, checksum, what is said once.
 
 The contract: a figure is the same on one process and on many. Evaluation loaders therefore never pad, a training epoch
 is a permutation drawn from (seed, epoch), and no collective runs inside a step.
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
@@ -78,6 +79,12 @@ class UnpaddedDistributedSampler(DistributedSampler):
 
     def __len__(self) -> int:
         return self.num_samples
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Prints a line on the first process only."""
+    print(text, flush=True)
 
 
 def broadcast_tensors(tensors: Iterable[Tensor], source: int = 0) -> None:

@@ -25,30 +25,25 @@ from models.kmunet_network import KMUNetwork, Up
 Loss = Literal["cross_entropy", "weighted_cross_entropy", "dice", "cross_entropy+dice", "weighted_cross_entropy+dice"]
 
 
-class ClassDice(MulticlassF1Score):
+class _OfOneClass(Metric):
+    """Mixin for a metric with one value per class: keeps that of class `index`, or the mean over the foreground's."""
+
+    def __init__(self, num_classes: int, index: int | None) -> None:
+        super().__init__(num_classes, average="none")  # type: ignore[call-arg]  # the classes behind it take these
+        self.index = index
+
+    def compute(self) -> Tensor:
+        """Scalar float32 in [0, 1]; the mean over the foreground classes for index None."""
+        values = super().compute()  # type: ignore[safe-super]
+        return values[1:].mean() if self.index is None else values[self.index]
+
+
+class ClassDice(_OfOneClass, MulticlassF1Score):
     """Dice of one class over a whole dataset, counts first; torchmetrics' F1, which is the same number."""
 
-    def __init__(self, num_classes: int, index: int | None) -> None:
-        super().__init__(num_classes, average="none")
-        self.index = index
 
-    def compute(self) -> Tensor:
-        """Scalar float32 in [0, 1]; the mean over the foreground classes for index None."""
-        values = super().compute()
-        return values[1:].mean() if self.index is None else values[self.index]
-
-
-class ClassIoU(MulticlassJaccardIndex):
+class ClassIoU(_OfOneClass, MulticlassJaccardIndex):
     """IoU of one class over a whole dataset, counts first."""
-
-    def __init__(self, num_classes: int, index: int | None) -> None:
-        super().__init__(num_classes, average="none")
-        self.index = index
-
-    def compute(self) -> Tensor:
-        """Scalar float32 in [0, 1]; the mean over the foreground classes for index None."""
-        values = super().compute()
-        return values[1:].mean() if self.index is None else values[self.index]
 
 
 class KMUNet(BaseMethod):

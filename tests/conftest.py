@@ -14,6 +14,11 @@ from framework.main import main
 # Forked ranks and xdist workers share the cores; a test must not depend on how many threads there are.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
+# Autograd starts its device threads at the first backward pass, and with such threads a process cannot fork any more.
+# torch.compile registers a device of its own; so, where there is no real one, the first pass comes before it.
+if torch.cuda.device_count() == 0:
+    torch.zeros((), requires_grad=True).backward()
+
 # A K-network small enough for a fraction of a second, with two epochs' worth of everything.
 TINY = [
     "-c",

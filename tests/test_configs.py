@@ -1,11 +1,14 @@
 """Every shipped configuration parses and builds; quickstarts run end to end with an overlay that shrinks them."""
 
 import pytest
+import torch
 import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from framework.cli import FrameworkCLI
 from framework.configs import config_names, config_roots, find_config, run_name
 from framework.errors import ConfigError
+from models import MaskedFinola, MasterKeyClassifier
 
 NAMES = dict(config_names())
 # an overlay changes another configuration; these are what it is tried on
@@ -17,10 +20,26 @@ BASES = {
 }
 PLAIN_ONLY = {"standardized", "batch_norm", "data_bias", "bias_lr"}
 QUICKSTARTS = [name for name in NAMES if name.endswith("/quickstart")]
+#: too large to run here, with the height of their images
+LARGE = {
+    "finola/paper": 256,
+    "finola/imagenet_c128_m1": 256,
+    "finola/imagenet_c128_m16": 256,
+    "finola/imagenet_c512_m1": 256,
+    "finola/imagenet_c1024_m16": 256,
+    "finola/imagenet_c2048_m1": 256,
+    "finola/masked_block": 256,
+    "finola/masked_element": 256,
+    "kmunet/slides": 512,
+    "korigins/paper": 400,
+    "master_key/convnextv2_tiny_frozen": 224,
+}
+SLOW = {"finola/imagenet_c128_m1", "finola/imagenet_c128_m16", "finola/imagenet_c512_m1", "finola/imagenet_c1024_m16"}
+OF_KODAK = [name for name in NAMES if name.startswith("levels_of_experts/") and name not in QUICKSTARTS]
 
 
 class BuildOnly(FrameworkCLI):
-    """Parses a command and builds model and data, on the meta device, without a Trainer."""
+    """Parses a command and builds model, data and callbacks, without a Trainer."""
 
     def instantiate_trainer(self, **kwargs):
         return None
@@ -43,6 +62,32 @@ def test_every_configuration_parses_and_builds(name, monkeypatch, tmp_path) -> N
     cli = BuildOnly(args=["fit", *words_for(name)])
     assert cli.model.hparams  # some models build their networks in setup, from the data
     assert cli.datamodule is not None
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in LARGE])
+def test_large_configurations_take_images_of_their_size(name, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["framework"])
+    cli = BuildOnly(args=["fit", *words_for(name)])
+    model, size = cli.model.eval(), LARGE[name]
+    assert cli.model.configure_optimizers()
+    channels = 1 if name.startswith(("kmunet", "korigins")) else 3
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):  # shapes without memory and arithmetic
+        image = torch.zeros(2, channels, size, size)
+        out = model.predict_all(image, [(0, 0), (1, 2)])[0] if isinstance(model, MaskedFinola) else model(image)
+    if isinstance(model, MasterKeyClassifier):
+        assert out.shape == (2, 1000)
+    else:
+        assert out.shape == (2, 3 if channels == 3 else model.hparams["num_classes"], size, size)
+
+
+@pytest.mark.parametrize("name", OF_KODAK)
+def test_configurations_of_all_kodak_divide_its_images_and_build_their_networks(name, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["framework"])
+    model = BuildOnly(args=["fit", *words_for(name)]).model
+    model.configure_images(["landscape", "portrait"], [[512, 768], [768, 512]])
+    assert model.configure_optimizers()
 
 
 @pytest.mark.parametrize("name", NAMES)

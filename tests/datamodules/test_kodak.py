@@ -15,6 +15,7 @@ from datamodules import kodak as module
 from datamodules.kodak import KODAK_MD5, PHOTOGRAPHS, download, read_rgb
 from framework.errors import ConfigError, DataError
 from framework.nn import coordinate_grid
+from tests.png import write_png16
 
 
 def save(path: Path, pixels: np.ndarray) -> np.ndarray:
@@ -103,7 +104,7 @@ def test_all_of_kodak(shared_data: Path) -> None:
 # ---------------------------------------------------------------------- file kinds
 
 
-def test_grey_rgba_and_16_bit_pictures(tmp_path: Path) -> None:
+def test_grey_and_transparent_pictures(tmp_path: Path) -> None:
     grey = save(tmp_path / "grey.png", noise(4, 6)[..., 0])
     assert np.array_equal(read_rgb(tmp_path / "grey.png"), np.repeat(grey[..., None], 3, 2))
     rgba = save(tmp_path / "rgba.png", noise(4, 6, 4))
@@ -113,10 +114,37 @@ def test_grey_rgba_and_16_bit_pictures(tmp_path: Path) -> None:
     opaque[..., 3] = 255
     save(tmp_path / "opaque.png", opaque)
     assert np.array_equal(read_rgb(tmp_path / "opaque.png"), opaque[..., :3])
-    deep = np.random.default_rng(0).integers(0, 65536, (4, 6), dtype=np.uint16)
-    save(tmp_path / "deep.png", deep)
-    expected = np.repeat(np.rint(deep / 257)[..., None], 3, 2)
-    assert np.array_equal(read_rgb(tmp_path / "deep.png"), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4], ids=["grey", "grey and alpha", "rgb", "rgba"])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_are_rounded_to_8(tmp_path: Path, channels: int, suffix: str) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (6, 8, channels), dtype=np.uint16)
+    deep[0, 0], deep[0, 1], deep[0, 2] = 65535, 255, 65535 - 255  # cut to their upper 8 bits: 255, 0, 255
+    stored = deep[..., 0] if channels == 1 else deep
+    if suffix == "png":
+        write_png16(tmp_path / "deep.png", stored)
+    else:
+        layout = {"photometric": "rgb" if channels > 2 else "minisblack", "planarconfig": "contig"}
+        io.imsave(tmp_path / "deep.tif", stored, check_contrast=False, **layout)
+    values = deep / 257
+    if channels in (2, 4):
+        alpha = deep[..., -1:] / 65535
+        values = values[..., :-1] * alpha + 255 * (1 - alpha)
+    expected = np.broadcast_to(np.rint(values), (6, 8, 3))
+    if channels == 3:
+        assert (expected != deep >> 8).any()
+    batch = next(iter(opened(root=str(tmp_path), images=f"deep.{suffix}").train_dataloader()))
+    assert torch.equal((batch["image"][0] * 255).round(), torch.from_numpy(expected.copy()).permute(2, 0, 1).float())
+
+
+def test_a_truncated_16_bit_picture_is_named(tmp_path: Path) -> None:
+    write_png16(tmp_path / "whole.png", np.zeros((64, 64, 3), np.uint16))
+    data = (tmp_path / "whole.png").read_bytes()
+    for name, length in (("body", len(data) // 2), ("header", 26)):
+        (tmp_path / f"{name}.png").write_bytes(data[:length])
+        with pytest.raises(DataError, match=rf"{name}\.png: cannot be read as a picture"):
+            opened(root=str(tmp_path), images=f"{name}.png")
 
 
 # ---------------------------------------------------------------------- bad input

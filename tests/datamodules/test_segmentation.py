@@ -12,6 +12,7 @@ from datamodules.segmentation_data import Augmentation, augment, normalized, rea
 from framework.distributed import EpochIndex
 from framework.errors import ConfigError, DataError
 from models import KMUNet
+from tests.png import write_png16
 
 
 @pytest.fixture
@@ -59,6 +60,8 @@ def test_sixteen_bits_rgba_and_tiff_are_read_as_they_are(tmp_path) -> None:
     assert np.array_equal(read_image(tmp_path / "deep.tif", 1, 16)[0], deep)
     io.imsave(tmp_path / "deep.png", deep, check_contrast=False)
     assert np.array_equal(read_image(tmp_path / "deep.png", 3, 16)[2], deep)
+    colour = write_png16(tmp_path / "colour.png", np.dstack([deep, deep + 1, deep + 2]))
+    assert np.array_equal(read_image(tmp_path / "colour.png", 3, 16), colour.transpose(2, 0, 1))
     rgba = np.dstack([np.full((3, 4), v, np.uint8) for v in (10, 20, 30, 255)])
     io.imsave(tmp_path / "rgba.png", rgba, check_contrast=False)
     assert read_image(tmp_path / "rgba.png", 3, 8).max() == 30

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
+from callbacks import GridExtension
+from datamodules import CellsDataModule
+from framework.distributed import checksum
+from framework.nn import spline_layers
+from models import KMUNet
 from tests.kmunet_words import TINY_KMUNET
 
 WITNESS = '''
@@ -61,6 +67,47 @@ def test_two_ranks_resume_exactly(fit, stop) -> None:
     fit("half", stop)
     rest = fit("rest", 5, "--ckpt_path", "half/checkpoints/last.ckpt")
     assert all(torch.equal(whole[name], rest[name]) for name in whole)
+
+
+class Measured(GridExtension):
+    """Writes, on every rank, how far each extension moved the logits and what the rank holds after it."""
+
+    def extend(self, trainer: Trainer, pl_module: KMUNet) -> None:
+        before = logits(pl_module)
+        super().extend(trainer, pl_module)
+        moved = float((logits(pl_module) - before).abs().max() / before.abs().max())
+        sizes = {layer.grid_size for layer in spline_layers(pl_module).values()}
+        weights = checksum({k: v for k, v in pl_module.state_dict().items() if "running" not in k})
+        with Path(trainer.default_root_dir, f"rank{trainer.global_rank}.txt").open("a") as file:
+            file.write(f"{sizes} {moved} {weights}\n")
+
+
+def logits(model: KMUNet) -> torch.Tensor:
+    x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    model.eval()
+    with torch.no_grad():
+        y = model(x)
+    model.train()
+    return y
+
+
+def test_every_doubling_from_5_to_40_leaves_the_logits_on_both_ranks(tmp_path) -> None:
+    torch.manual_seed(0)
+    model = KMUNet(num_classes=3, width=4, stages=2, max_grid_size=40)
+    with torch.no_grad():
+        for layer in spline_layers(model).values():
+            layer.coefficients[: layer.basis] += 0.1 * torch.randn_like(layer.coefficients[: layer.basis])
+    trainer = Trainer(
+        accelerator="cpu", strategy="ddp_fork", devices=2, max_epochs=4, callbacks=[Measured(milestones=[1, 2, 3])],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(model, CellsDataModule(images=8, side=32, batch_size=2))
+    first, second = ([line.split() for line in (tmp_path / f"rank{r}.txt").open()] for r in (0, 1))
+    assert [sizes for sizes, _, _ in first] == ["{10}", "{20}", "{40}"]
+    assert all(float(moved) <= 1e-5 for _, moved, _ in first + second)
+    assert [weights for _, _, weights in first] == [weights for _, _, weights in second]
+    assert len({weights for _, _, weights in first}) == 3
 
 
 def test_the_figures_are_those_of_one_process(run) -> None:

@@ -1,5 +1,6 @@
 """Two processes own the images between them; tables and checkpoints are those of one process."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch.multiprocessing import ProcessRaisedException
 
 from callbacks import SegmentationMaps
-from tests.models.loe_tools import fit, make_model, write_pictures
+from models import LevelsOfExperts
+from tests.models.loe_tools import EXPERTS, fit, make_model, write_pictures
 
 TWO = ["--trainer.strategy=ddp_fork", "--trainer.devices=2"]
 
@@ -84,6 +87,67 @@ def test_a_checkpoint_resumes_on_another_number_of_processes(tmp_path: Path, bef
     half = last_of("half", before, 1)
     resumed, whole = last_of("resumed", after, 2, ckpt_path=str(half)), last_of("whole", 1, 2)
     assert_same_checkpoint(*(torch.load(path, weights_only=True) for path in (resumed, whole)))
+
+
+class WithAPoisonedImage(LevelsOfExperts):
+    """One image, wherever it is trained, gets a NaN weight or far too large a learning rate in its second epoch."""
+
+    def poison(self, name: str, kind: str) -> "WithAPoisonedImage":
+        self.victim, self.kind = name, kind
+        return self
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        own = self._own(self.names)
+        if self.global_step == 12 and self.victim in own:
+            row = own.index(self.victim)
+            if self.kind == "nan":
+                with torch.no_grad():
+                    self.network.last.weight[row] = torch.nan
+            else:
+                self.progress["learning_rate_factor"][row] = 1e6
+
+
+@pytest.mark.parametrize(
+    ("kind", "victim", "index", "step"),
+    [("nan", "two", 2, 12), ("learning rate", "three", 1, 13)],
+    ids=["one of a rank's two", "all that a rank owns"],
+)
+def test_an_image_that_diverges_on_one_rank_stops_alone(
+    tmp_path: Path, kind: str, victim: str, index: int, step: int
+) -> None:
+    folder = write_pictures(tmp_path / "pictures", ["one", "two", "three"])
+
+    def fitted(name: str, **options: Any) -> tuple[dict[str, Any], pd.DataFrame]:
+        model = WithAPoisonedImage(
+            experts=EXPERTS, width=8, optimizer=functools.partial(torch.optim.Adam, lr=1e-4)
+        ).poison("" if name == "healthy" else victim, kind)
+        keep = ModelCheckpoint(tmp_path / name, save_last=True, save_on_train_epoch_end=True)
+        options |= {"callbacks": [SegmentationMaps(), keep], "enable_checkpointing": True}
+        fit(model, folder, epochs=3, logger=CSVLogger(tmp_path, name, version=""), **options)
+        table = pd.read_csv(tmp_path / name / "images.csv")
+        return torch.load(tmp_path / name / "last.ckpt", weights_only=True), table
+
+    healthy = fitted("healthy")[0]["state_dict"]
+    with pytest.warns(UserWarning, match=f"^{victim} diverged at step"):
+        one = fitted("one")
+    two = fitted("two", strategy="ddp_fork", devices=2)
+    pd.testing.assert_frame_equal(one[1], two[1], rtol=0, atol=1e-6)
+    assert_same_checkpoint(one[0], two[0])
+
+    state, diverged = two[0]["state_dict"], two[0]["images"]["progress"]["diverged_step"]
+    assert (diverged >= 0).tolist() == [i == index for i in range(3)]
+    assert diverged[index] == step
+    assert two[1]["diverged_step"].notna().tolist() == [i == index for i in range(3)]
+    for name in [n for n in state if n.startswith("network.")]:
+        assert state[name].isfinite().all()
+        assert torch.equal(state[name][index], state[name.replace("network.", "best.", 1)][index])
+        others = [i for i in range(3) if i != index]
+        torch.testing.assert_close(state[name][others], healthy[name][others], rtol=0, atol=1e-6)
+
+
+def test_two_processes_stop_when_every_image_has_diverged(run: Callable[..., Any], words: list[str]) -> None:
+    with pytest.raises(ProcessRaisedException, match="DivergenceError: all 3 images diverged"):
+        run("fit", *words, "--model.optimizer.init_args.lr=1e3", *TWO)
 
 
 def test_more_processes_than_images_are_refused(run: Callable[..., Any], words: list[str]) -> None:
