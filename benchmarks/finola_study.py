@@ -20,7 +20,7 @@ import torch
 import torchmetrics.functional.image as measure
 from torch import Tensor
 
-from benchmarks.common import environment
+from benchmarks.common import environment, read_rows
 from datamodules.imagenet import ImageFolderDataModule
 from framework.nn import Finola, Pca, dct_top, dct_zonal, linear_probe
 from framework.schedules import WarmupCosine
@@ -115,17 +115,22 @@ def reconstruction(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             **measured,
         }
 
+    held = {(r["method"], r["C"], r["M"], r["floats"], r["seed"]) for r in read_rows(args.out)}
     sizes = sorted({c * m for c, m in grid})
     pca = Pca(trained.numpy().astype(np.float32) / 255, sizes[-1])
     for floats in sizes:
         codes = {"DCT, zonal": dct_zonal, "DCT, top-N": dct_top, "PCA": pca.reconstruct}
         for method, code in codes.items():
+            if (method, "", "", str(floats), "") in held:
+                continue
             yield row(method, floats, lambda x, f=floats, c=code: torch.from_numpy(c(x.numpy() / 255, f)).float())
     for seed, (channels, paths), (method, options) in itertools.product(
-        range(args.seeds), grid, [(name, EXPANSIONS[name]) for name in args.methods]
+        args.seeds, grid, [(name, EXPANSIONS[name]) for name in args.methods]
     ):
         if paths > 1 and method != "finola":
             continue  # repeat-q lays paths side by side: the same network as one path of C M
+        if (method, str(channels), str(paths), str(channels * paths), str(seed)) in held:
+            continue
         torch.manual_seed(seed)
         network = FinolaNetwork(
             channels,
@@ -171,7 +176,10 @@ def masked(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     root = args.data / "tiny_imagenet_20"
     trained, labels = pictures(root, args.size, "train", images_per_class=args.per_class)
     held_out, held_out_labels = pictures(root, args.size, "val")
-    for seed, mode in itertools.product(range(args.seeds), ("none", "element", "block")):
+    held = {(r["pretraining"], r["seed"]) for r in read_rows(args.out)}
+    for seed, mode in itertools.product(args.seeds, ("none", "element", "block")):
+        if (mode, str(seed)) in held:
+            continue
         torch.manual_seed(seed)
         module = MaskedFinola(
             "block" if mode == "block" else "element",
@@ -225,19 +233,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--decoder-width", type=int, default=16)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--out", type=Path, required=True, help="CSV file; runs that it holds are not repeated")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = [*read_rows(args.out)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for row in {"reconstruction": reconstruction, "masked": masked}[args.study](args):
         rows.append({**row, **environment()})
         print(row, flush=True)
-        # written after every row: a study that is cut short keeps what it has
+        # written after every row: a study that is cut short keeps what it has; new columns may come with any row
         with args.out.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for r in rows for key in r)))
             writer.writeheader()
