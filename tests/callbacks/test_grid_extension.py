@@ -228,7 +228,10 @@ def test_averaged_copies_grow_too_and_keep_their_own_function(tmp_path, average)
 
 def test_a_plateau_extends_up_to_the_maximum(tmp_path) -> None:
     model = small(optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0}})
-    callback = GridExtension(monitor="val/dice", mode="max", patience=1, maximum=20)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.0  # nothing moves at all, whatever the weights are
+    callback = GridExtension(monitor="val/dice", mode="max", patience=1, min_delta=0.01, maximum=20)
     quiet(tmp_path, max_epochs=6, callbacks=[callback]).fit(model, cells())
     assert callback.done == [2, 3]
     assert {layer.grid_size for layer in spline_layers(model).values()} == {20}
