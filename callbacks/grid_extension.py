@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from framework.errors import ConfigError
 from framework.nn import SplineLayer, spline_layers
@@ -195,9 +196,11 @@ class GridExtension(Callback):
 
 
 def averaged_models(trainer: Trainer) -> Iterator[nn.Module]:
-    """Copies of the model that Lightning's averaging callbacks (EMA, SWA) keep."""
+    """Copies of the model that Lightning's averaging callbacks (EMA, SWA) keep, with the model's own names inside."""
     for callback in getattr(trainer, "callbacks", []):
         copy = getattr(callback, "_average_model", None)
+        if isinstance(copy, AveragedModel):  # EMA wraps its copy, SWA does not
+            copy = copy.module
         if isinstance(copy, nn.Module):
             yield copy
 

@@ -192,7 +192,7 @@ class SplinePruning(Callback):
             for optimizer in trainer.optimizers:
                 stop_momentum(optimizer, layer)
             for copy in copies:
-                copy[f"module.{name}"].prune_edges(keep[name], self._moments[name])
+                copy[name].prune_edges(keep[name], self._moments[name])
         for optimizer in trainer.optimizers:
             optimizer.zero_grad()
         edges = sum(layer.mask.numel() for layer in layers.values())

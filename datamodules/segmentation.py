@@ -31,7 +31,7 @@ class SegmentationDataModule(BaseDataModule):
         channels: 1 or 3; files of the other kind are converted.
         bit_depth: 8 or 16 to insist on it; None takes any.
         labels: mask values in the order of the classes, background first.
-        normalize: `zscore`, `percentile`, `depth`, all per image, or `none` for raw intensities.
+        normalize: `zscore`, `percentile`, `depth` (that of the file), all per image, or `none` for raw intensities.
         downscale: whole factor by which images and masks are made smaller.
         crop: side of the random training crops; evaluation sees whole images.
         flip: mirror at random.
@@ -175,8 +175,11 @@ class SegmentationDataModule(BaseDataModule):
                 )
 
     def class_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of every class's intensities in the training files, each (C, N), background first."""
-        dataset = SegmentationFiles(self._pairs("train"), {**self.read, "normalize": "none"}, None, None, 0, False)
+        """Mean and deviation of every class in up to 16 whole training images, each (C, N), background first.
+
+        They are in the units of the batches, that is after `normalize`; raw intensities need `none`.
+        """
+        dataset = SegmentationFiles(self._pairs("train"), self.read, None, None, 0, False)
         classes = len(self.read["labels"])  # type: ignore[arg-type]
         values: list[list[np.ndarray]] = [[] for _ in range(classes)]
         for place in range(min(16, len(dataset))):

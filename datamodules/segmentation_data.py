@@ -16,6 +16,7 @@ from datamodules.image_files import read_pixels
 from framework.errors import DataError
 
 Normalize = Literal["zscore", "percentile", "depth", "none"]
+DEPTHS = {np.dtype(bool): 1, np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 
 
@@ -89,7 +90,11 @@ def read_image(path: Path, channels: int, bit_depth: int | None) -> np.ndarray:
     Raises:
         DataError: not decodable, of another depth than promised, or not finite.
     """
-    array = read_array(path)
+    return as_channels(read_array(path), path, channels, bit_depth)
+
+
+def as_channels(array: np.ndarray, path: Path, channels: int, bit_depth: int | None) -> np.ndarray:
+    """`read_image` for an array that has been read from `path`."""
     if bit_depth is not None and array.dtype != {8: np.uint8, 16: np.uint16}[bit_depth]:
         raise DataError(
             f"data.bit_depth: {bit_depth} bits were promised, but {path} holds {array.dtype}; give the right depth, or "
@@ -155,14 +160,23 @@ def shrink(image: np.ndarray, mask: np.ndarray | None, factor: int) -> tuple[np.
     return small, votes.argmax(0).astype(np.uint8)
 
 
-def normalized(image: np.ndarray, how: Normalize, bit_depth: int | None) -> np.ndarray:
-    """Per image: mean 0 and deviation 1; 0.1st to 99.9th percentile to [0, 1]; full depth to [0, 1]; or as is."""
+def normalized(image: np.ndarray, how: Normalize, bit_depth: int) -> np.ndarray:
+    """Per image: mean 0 and deviation 1; 0.1st to 99.9th percentile to [0, 1]; full depth to [0, 1]; or as is.
+
+    Args:
+        image: (C, H, W) float32.
+        how: `zscore`, `percentile`, `depth` or `none`.
+        bit_depth: bits of the image's file; only `depth` looks at it.
+
+    Returns:
+        (C, H, W) float32.
+    """
     if how == "zscore":
         return (image - image.mean((1, 2), keepdims=True)) / np.maximum(image.std((1, 2), keepdims=True), 1e-6)
     if how == "percentile":
         low, high = np.percentile(image, [0.1, 99.9], axis=(1, 2), keepdims=True).astype(np.float32)
         return (image - low) / np.maximum(high - low, 1e-6)
-    return image / np.float32(2 ** (bit_depth or 8) - 1) if how == "depth" else image
+    return image / np.float32(2**bit_depth - 1) if how == "depth" else image
 
 
 def augment(
@@ -232,7 +246,7 @@ class SegmentationFiles(Dataset):
     ) -> None:
         self.pairs = list(pairs)
         self.read, self.augmentation, self.crop, self.seed, self.cache = read, augmentation, crop, seed, cache
-        self._kept: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        self._kept: dict[int, tuple[np.ndarray, np.ndarray | None, int]] = {}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -240,21 +254,29 @@ class SegmentationFiles(Dataset):
     def __getitem__(self, place: int) -> dict[str, Tensor]:
         """`image` float32 (C, H, W), `mask` int64 (H, W) where there is one, `index` int64."""
         pair = self.pairs[place]
-        image, mask = self._files(int(place))
+        image, mask, depth = self._files(int(place))
         if self.augmentation is not None and mask is not None:
             rng = np.random.default_rng([self.seed, getattr(place, "epoch", 0), pair.index])
             image, mask = augment(image, mask, self.augmentation, self.crop, rng)
-        image = normalized(image, self.read["normalize"], self.read["bit_depth"])
+        image = normalized(image, self.read["normalize"], depth)
         sample = {"image": torch.from_numpy(np.ascontiguousarray(image, np.float32)), "index": torch.tensor(pair.index)}
         if mask is not None:
             sample["mask"] = torch.from_numpy(mask.astype(np.int64))
         return sample
 
-    def _files(self, place: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def _files(self, place: int) -> tuple[np.ndarray, np.ndarray | None, int]:
+        """Image, mask, and bits of the image's file (0 where its numbers have no depth)."""
         if place in self._kept:
             return self._kept[place]
         pair = self.pairs[place]
-        image = read_image(pair.image, self.read["channels"], self.read["bit_depth"])
+        array = read_array(pair.image)
+        image = as_channels(array, pair.image, self.read["channels"], self.read["bit_depth"])
+        depth = DEPTHS.get(array.dtype, 0)
+        if self.read["normalize"] == "depth" and not depth:
+            raise DataError(
+                f"data.normalize: depth needs files of unsigned whole numbers of 8 or 16 bits, but {pair.image} holds "
+                f"{array.dtype}; give zscore, percentile or none"
+            )
         mask = None if pair.mask is None else read_mask(pair.mask, self.read["labels"], image.shape[1:])
         small = shrink(image, mask, self.read["downscale"])
         if self.crop and self.augmentation is not None and min(small[0].shape[1:]) < self.crop:
@@ -262,6 +284,7 @@ class SegmentationFiles(Dataset):
                 f"data.crop: {pair.image} is {small[0].shape[1:]} (after data.downscale), smaller than the crop of "
                 f"{self.crop}; give a smaller crop"
             )
+        sample = (*small, depth)
         if self.cache:
-            self._kept[place] = small
-        return small
+            self._kept[place] = sample
+        return sample

@@ -50,7 +50,8 @@ class KOriginsSegmentation(BaseMethod):
         class_std: their standard deviations.
         first_origins: number of first-layer origins with `origins: random`; None: 2 C.
         deep_origins: origins per channel at the deeper levels; None: 1 with one convolution per block, 3 with two.
-        deep_mean: mean of the deeper (and random) origins' initial values; the paper's code: 20000.
+        deep_mean: mean of the deeper (and random) origins' initial values; the paper's code: 20000, for raw 16-bit
+            images. This, `deep_std` and `origin_lr` are in the images' units: normalised images need smaller ones.
         deep_std: their standard deviation; the paper's code: 5000.
         trainable_origins: False freezes every origin (a control).
         widen: [first, deeper] factors on a plain network's encoder widths; the paper compares with 2 C and 3.
@@ -154,6 +155,11 @@ class KOriginsSegmentation(BaseMethod):
             self.input_std.copy_(torch.as_tensor(values.std(0).clip(1e-6)).view_as(self.input_std))
         if self.data_bias:
             self._set_first_bias()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint of our own holds everything that `setup` would take from the data."""
+        super().on_load_checkpoint(checkpoint)
+        self._initialised_from_data = True
 
     def class_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of every class, each (C, N): given, known to the data module, or estimated.

@@ -44,11 +44,13 @@ class SplineMoments:
         """Adds a layer's input, channels first except for (..., features) of a linear layer."""
         x = x.detach().float()
         rows = layer.channels_last(x).reshape(-1, layer.in_channels)
-        values = layer.lift(rows).float()  # (N, in, n)
-        by_channel = values.transpose(0, 1).contiguous()
-        self.weight += len(rows)
-        self.first += by_channel.sum(1).double().cpu()
-        self.second += (by_channel.transpose(1, 2) @ by_channel).double().cpu()
+        # sums over thousands of pixels need more than bfloat16's 8 bits
+        with torch.autocast(x.device.type, enabled=False):
+            values = layer.lift(rows).float()  # (N, in, n)
+            by_channel = values.transpose(0, 1).contiguous()
+            self.weight += len(rows)
+            self.first += by_channel.sum(1).double().cpu()
+            self.second += (by_channel.transpose(1, 2) @ by_channel).double().cpu()
         low, high = histogram_range(layer)
         inside = rows.clamp(low, high)
         self.histogram += torch.histc(inside, BINS, low, high).double().cpu()
@@ -122,10 +124,11 @@ class CrossMoments:
     def add(self, x: Tensor) -> None:
         """Adds a layer's input."""
         rows = self.layer.channels_last(x.detach().float()).reshape(-1, self.layer.in_channels).T
-        new, old = dense_basis(rows, self.target), dense_basis(rows, self.layer.grid)
-        self.weight += rows.shape[1]
-        self.gram_sum += (new.transpose(1, 2) @ new).double().cpu()
-        self.cross_sum += (new.transpose(1, 2) @ old).double().cpu()
+        with torch.autocast(x.device.type, enabled=False):
+            new, old = dense_basis(rows, self.target), dense_basis(rows, self.layer.grid)
+            self.weight += rows.shape[1]
+            self.gram_sum += (new.transpose(1, 2) @ new).double().cpu()
+            self.cross_sum += (new.transpose(1, 2) @ old).double().cpu()
 
     def refit(self) -> Tensor:
         """Moves the layer; returns the map, (in, n', n) float64."""

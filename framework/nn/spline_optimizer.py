@@ -26,6 +26,8 @@ DEGREES = {
     "grad_avg": 1,
     "sum": 2,
 }
+# everything else is a magnitude, never negative: a square, or Adamax's largest absolute value
+SIGNED = {"exp_avg", "momentum_buffer", "grad_avg"}
 
 
 def check_optimizers(optimizers: Iterable[Optimizer]) -> None:
@@ -64,8 +66,8 @@ def map_moments(state: Mapping[str, Any], layer: SplineLayer, matrix: Tensor, fa
             continue
         if key not in DEGREES:
             raise ConfigError(f"optimizer: its state {key!r} cannot be carried over a grid change")
-        # a projection may have negative entries, a second moment may not
-        used = matrix if DEGREES[key] == 1 else matrix.abs()
+        # a projection may have negative entries, a magnitude may not; knot insertion has none
+        used = matrix if key in SIGNED else matrix.abs()
         changed[key] = layer.map_coefficients(used, value) / factor ** DEGREES[key]
     return changed
 

@@ -8,15 +8,16 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 
 from callbacks import GridExtension
+from callbacks.grid_extension import averaged_models
 from datamodules import CellsDataModule
 from framework.distributed import checksum
 from framework.errors import ConfigError
 from framework.nn import KANConv2d, KANLinear, spline_layers
 from framework.nn.bspline import refinement_matrix
-from framework.nn.spline_optimizer import carry_moments, check_optimizers, rescale_groups
+from framework.nn.spline_optimizer import DEGREES, carry_moments, check_optimizers, map_moments, rescale_groups
 from models import KMUNet
 from tests.kmunet_words import TINY_KMUNET
 
@@ -167,6 +168,17 @@ def test_moments_follow_the_derivation(layer) -> None:
     assert after["step"] == before["step"]
 
 
+def test_a_projection_keeps_magnitudes_positive_and_signed_moments_linear() -> None:
+    layer = KANLinear(2, 3, grid_size=8)
+    matrix = layer.refit_grid(5)
+    assert (matrix < 0).any()
+    state = {key: torch.eye(11)[:, :6].reshape(11, 3, 2) for key in DEGREES}
+    mapped = map_moments(state, layer, matrix, 5 / 8)
+    assert {key for key, value in mapped.items() if (value < 0).any()} == {"exp_avg", "momentum_buffer", "grad_avg"}
+    assert torch.allclose(mapped["exp_inf"][:8].flatten(1), matrix[:, :6].abs().float() * 8 / 5)
+    assert torch.allclose(mapped["exp_avg"][:8].flatten(1), matrix[:, :6].float() * 8 / 5)
+
+
 def test_weight_decay_and_sgd_rates_follow_the_grid() -> None:
     layer = KANLinear(2, 2, bias=True)
     groups = [{"params": [layer.coefficients]}, {"params": [layer.bias]}]
@@ -180,18 +192,46 @@ def test_weight_decay_and_sgd_rates_follow_the_grid() -> None:
     assert "holds coefficients and other parameters" in rescale_groups(mixed, [layer], 2)[0]
 
 
-def test_averaged_copies_grow_too(tmp_path) -> None:
-    average = EMAWeightAveraging(decay=0.5)
-    trainer = quiet(tmp_path, max_epochs=2, callbacks=[GridExtension(milestones=[1]), average])
+class ComparesCopies(GridExtension):
+    """Evaluates the splines of the averaged copy beside those of the model, before and after the event."""
+
+    def extend(self, trainer, pl_module) -> None:
+        points = torch.linspace(-4, 4, 33)
+        (copy,) = averaged_models(trainer)
+        self.seen = []
+        for _ in range(2):
+            pairs = [spline_layers(module) for module in (copy, pl_module)]
+            assert list(pairs[0]) == list(pairs[1])
+            self.seen.append([[layer.edge_values(points).detach() for layer in pair.values()] for pair in pairs])
+            if len(self.seen) == 1:
+                super().extend(trainer, pl_module)
+
+
+AVERAGES = {
+    "ema": lambda: EMAWeightAveraging(decay=0.5),
+    "swa": lambda: StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1),
+}
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_averaged_copies_grow_too_and_keep_their_own_function(tmp_path, average) -> None:
+    callback, average = ComparesCopies(milestones=[2]), AVERAGES[average]()
     model = small()
-    trainer.fit(model, cells())
+    quiet(tmp_path, max_epochs=3, callbacks=[callback, average]).fit(model, cells())
+    (copies, models), (copies_after, _) = callback.seen
+    for copy, after, own in zip(copies, copies_after, models, strict=True):
+        assert (after - copy).abs().max() < 1e-6 * copy.abs().max()
+        assert (own - copy).abs().max() > 1e-4 * copy.abs().max()  # an average, not the model itself
     assert {layer.grid_size for layer in spline_layers(average._average_model).values()} == {10}
     assert {layer.grid_size for layer in spline_layers(model).values()} == {10}
 
 
 def test_a_plateau_extends_up_to_the_maximum(tmp_path) -> None:
     model = small(optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0}})
-    callback = GridExtension(monitor="val/dice", mode="max", patience=1, maximum=20)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.0  # nothing moves at all, whatever the weights are
+    callback = GridExtension(monitor="val/dice", mode="max", patience=1, min_delta=0.01, maximum=20)
     quiet(tmp_path, max_epochs=6, callbacks=[callback]).fit(model, cells())
     assert callback.done == [2, 3]
     assert {layer.grid_size for layer in spline_layers(model).values()} == {20}

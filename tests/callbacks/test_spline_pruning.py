@@ -8,12 +8,13 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from callbacks import SplinePruning
+from callbacks.grid_extension import averaged_models
 from framework.distributed import checksum
 from framework.errors import ConfigError
 from framework.nn import KANConv2d, KANLinear, observe, spline_layers
 from framework.nn.spline_pruning import add_group_lasso_gradient, choose_edges, edge_scores, group_lasso
 from models import KMUNet
-from tests.callbacks.test_grid_extension import Foreign, cells, quiet, resumed, small
+from tests.callbacks.test_grid_extension import AVERAGES, Foreign, cells, quiet, resumed, small
 from tests.kmunet_words import TINY_KMUNET
 
 
@@ -222,6 +223,36 @@ def test_it_acts_on_any_module(tmp_path) -> None:
     model = Foreign()
     quiet(tmp_path, max_epochs=2, callbacks=[SplinePruning(epochs=[1])]).fit(model, cells())
     assert 0.4 < 1 - model.inner[0].mask.float().mean() < 0.6
+
+
+class ComparesCopies(SplinePruning):
+    """Keeps the averaged copy's edge means and coefficients from before and after the event."""
+
+    def prune(self, trainer, pl_module, fraction) -> None:
+        (copy,) = averaged_models(trainer)
+        self.seen = []
+        for _ in range(2):
+            layers = spline_layers(copy)
+            means = {name: self._moments[name].edge_means(layer) for name, layer in layers.items()}
+            self.seen.append((means, {name: layer.coefficients.detach().clone() for name, layer in layers.items()}))
+            if len(self.seen) == 1:
+                super().prune(trainer, pl_module, fraction)
+        self.masks = [{n: x.mask.clone() for n, x in spline_layers(m).items()} for m in (copy, pl_module)]
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_averaged_copies_lose_the_same_edges_and_keep_their_own_means(tmp_path, average) -> None:
+    callback = ComparesCopies(epochs=[2], fraction=0.4)
+    quiet(tmp_path, max_epochs=3, callbacks=[callback, AVERAGES[average]()]).fit(small(), cells())
+    assert torch.cat([mask.flatten() for mask in callback.masks[0].values()]).float().mean() < 0.65
+    (means, before), (means_after, after) = callback.seen
+    for name, mask in callback.masks[0].items():
+        assert torch.equal(mask, callback.masks[1][name])
+        assert after[name][:, ~mask].abs().sum() == 0
+        # a survivor moves by a constant at most, and the mean of every output stays
+        moved = (after[name] - before[name])[:8, mask]
+        assert (moved - moved[0]).abs().max() < 1e-6
+        assert torch.allclose(means[name].flatten(1).sum(1), means_after[name].flatten(1).sum(1), atol=1e-6)
 
 
 def test_a_grid_that_has_just_grown_is_observed_before_it_is_pruned(tmp_path) -> None:

@@ -100,6 +100,31 @@ def test_normalisations_do_what_they_say() -> None:
     assert normalized(image, "none", 16) is image
 
 
+@pytest.mark.parametrize(("dtype", "highest"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_depth_without_a_promise_is_that_of_the_file(tmp_path, dtype, highest) -> None:
+    image, mask = np.array([[0, highest // 3], [highest, 0]], dtype), np.zeros((2, 2), np.uint8)
+    for part, values in (("images", image), ("masks", mask)):
+        (tmp_path / part).mkdir()
+        io.imsave(tmp_path / part / "a.tif", values, check_contrast=False)
+    data = dataset(tmp_path, normalize="depth", val_fraction=0, test_fraction=0, flip=False)
+    assert data[0]["image"].flatten().tolist() == pytest.approx([0, 1 / 3, 1, 0])
+    assert data[0]["image"].max() == 1  # also from the cache
+    io.imsave(tmp_path / "images" / "a.tif", np.ones((2, 2), np.float32), check_contrast=False)
+    with pytest.raises(DataError, match=r"data.normalize: depth .*a.tif holds float32"):
+        dataset(tmp_path, normalize="depth", val_fraction=0, test_fraction=0)[0]
+
+
+@pytest.mark.parametrize("normalize", ["zscore", "percentile", "depth", "none"])
+def test_class_statistics_are_in_the_units_of_the_batches(folder, normalize) -> None:
+    module = SegmentationDataModule(str(folder), normalize=normalize, flip=False)
+    mean, std = module.class_statistics()
+    data = module.configure_dataset("train")
+    samples = [data[i] for i in range(len(data))]
+    for c in (0, 1):
+        values = torch.cat([s["image"][0][s["mask"] == c] for s in samples]).double()
+        assert (mean[c, 0], std[c, 0]) == pytest.approx((float(values.mean()), float(values.std(unbiased=False))))
+
+
 def test_shrinking_takes_means_and_majorities() -> None:
     image = np.arange(20, dtype=np.float32).reshape(1, 4, 5)
     mask = np.array([[0, 1, 2, 2, 0], [1, 1, 2, 0, 0], [0, 0, 1, 1, 0], [0, 2, 0, 1, 0]], np.uint8)

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from skimage import io
 
-from datamodules import SquaresDataModule
+from datamodules import SegmentationDataModule, SquaresDataModule
 from framework.errors import ConfigError
 from framework.nn import KOrigins
 from models import KOriginsSegmentation
@@ -61,9 +62,43 @@ def test_origins_without_class_statistics_come_near_those_with(origins) -> None:
     assert (first_origins(model).flatten() - expected).abs().max() < 150
 
 
+def test_origins_from_files_lie_among_the_normalised_values(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for i in range(3):
+        mask = rng.random((16, 16)) > 0.5
+        image = rng.normal(np.where(mask, 26000, 20000), 500).astype(np.uint16)
+        io.imsave(tmp_path / "images" / f"{i}.png", image, check_contrast=False)
+        io.imsave(tmp_path / "masks" / f"{i}.png", mask.astype(np.uint8) * 255, check_contrast=False)
+    data = SegmentationDataModule(str(tmp_path))
+    data.setup("fit")
+    model = KOriginsSegmentation(width=2)
+    model._trainer = StandInTrainer(data)
+    model.setup("fit")
+    values = data.datasets["train"][0]["image"]
+    assert values.min() - 1 < first_origins(model).min() < first_origins(model).max() < values.max() + 1
+
+
 def test_given_statistics_win_over_the_data_modules() -> None:
     model = set_up(squares(), width=2, class_mean=[1000, 2000], class_std=[10, 20])
     assert first_origins(model).flatten().tolist() == [980, 1020, 1960, 2040]
+
+
+def test_fine_tuning_a_loaded_model_begins_at_its_learned_origins(tmp_path) -> None:
+    data = squares()
+    model = set_up(data, width=2, standardize_input=True)
+    with torch.no_grad():
+        model.network.origin_parameters()[0].add_(137)
+        model.input_mean.add_(5)
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "learned.ckpt")
+    loaded = KOriginsSegmentation.load_from_checkpoint(tmp_path / "learned.ckpt")
+    loaded._trainer = StandInTrainer(data)
+    loaded.setup("fit")
+    assert first_origins(loaded).flatten().tolist() == [19137, 21137, 24537, 27737]
+    assert torch.equal(loaded.input_mean, model.input_mean)
 
 
 def test_standardised_input_has_zero_mean_and_unit_deviation() -> None:

@@ -10,7 +10,7 @@ from scipy.interpolate import BSpline
 from torch import nn
 
 from framework.errors import CheckpointError, ConfigError
-from framework.nn import CrossMoments, KANConv2d, KANConvTranspose2d, KANLinear
+from framework.nn import CrossMoments, KANConv2d, KANConvTranspose2d, KANLinear, observe
 
 IMPLEMENTATIONS = ("dense", "scatter", "recompute")
 TAILS = ("linear", "clamp", "zero")
@@ -184,6 +184,22 @@ def test_range_change_by_moments_of_the_data_keeps_the_output_on_them():
     moments.refit()
     assert (layer.grid.size, layer.grid.low, layer.grid.high) == (12, -4.0, 4.0)
     assert (layer(x) - before).std() < 0.02 * before.std()
+
+
+@pytest.mark.parametrize("layer", [KANConv2d(3, 2, 3, base="silu"), KANLinear(3, 2)], ids=["convolution", "linear"])
+def test_moments_under_autocast_are_those_without(layer):
+    x = torch.randn(4, 3, 9, 9) if isinstance(layer, KANConv2d) else torch.randn(64, 3)
+    seen, crossed = [], []
+    for enabled in (False, True):
+        cross = CrossMoments(layer, 12, (-4.0, 4.0))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled), observe({"layer": layer}) as moments:
+            layer(x)
+            cross.add(x)
+        seen.append(moments["layer"].tensors())
+        crossed.append((cross.gram_sum, cross.cross_sum))
+    for name, expected in seen[0].items():
+        assert torch.equal(seen[1][name], expected), name
+    assert all(torch.equal(a, b) for a, b in zip(*crossed, strict=True))
 
 
 def test_recompute_keeps_what_a_plain_convolution_keeps():
