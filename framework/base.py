@@ -122,8 +122,12 @@ class BaseMethod(LightningModule):
         self._hparams_initial = copy.deepcopy(self._hparams)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores which class the checkpoint belongs to."""
+        """Stores which class the checkpoint belongs to, and `pretrained` as false: it holds its own weights."""
         checkpoint["class_path"] = class_path(type(self))
+        # a class rebuilt from these would download weights only to overwrite them
+        hparams = checkpoint.get("hyper_parameters", {})
+        if "pretrained" in hparams:
+            hparams["pretrained"] = False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another class's checkpoint; rewinds one from the middle of an epoch to that epoch's start.

@@ -39,7 +39,7 @@ class MasterKeyClassifier(BaseMethod):
     Args:
         model: timm name, e.g. `convnextv2_tiny`.
         num_classes: classes.
-        pretrained: download timm's weights.
+        pretrained: download timm's weights; a checkpoint of a run stores it as false, for it holds its own.
         checkpoint: a local file of weights, read at the start of a run; see `load_file_into`.
         key_mapping: how its names become timm's: `names`, `timm`, `torchvision/NAME` or a mapping of
             regular expressions.

@@ -192,19 +192,24 @@ def make_bank(
 
 
 def bank_parameters(name: str, weights: Mapping[str, Tensor]) -> int:
-    """Numbers that the replaced filters need, operator indices aside: a, b per filter, and the bank or its scales."""
+    """Numbers that the replaced filters need, operator indices aside: a, b per filter, and the bank or its scales.
+
+    A bank of operators has sigma_x and sigma_y seven times and (sigma, alpha) of filter 7, 16 numbers; with C2 and D2,
+    where sigma_x = sigma_y, it has 9.
+    """
     filters = sum(len(f) for f in weights.values())
     sizes = {f.shape[-1] for f in weights.values()}
     if name == "original":
         return sum(f.numel() for f in weights.values())
     if name == "sigma-filter":
-        return 5 * filters
+        return 4 * filters
     if name == "learned" or name.startswith("random"):
         own = sum(8 * k * k for k in ({7} if name == "learned" else sizes))
     elif name == "k-lines":
         own = sum(8 * k * k for k in sizes)
     else:
-        own = 17 * (len(weights) if name == "sigma-layer" else len(sizes) if name == "sigma-network" else 1)
+        scales = 9 if name in ("C2", "D2") else 16
+        own = scales * (len(weights) if name == "sigma-layer" else len(sizes) if name == "sigma-network" else 1)
     return 2 * filters + own
 
 

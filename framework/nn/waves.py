@@ -1,8 +1,9 @@
 """One-way waves in FINOLA's maps: identifiable speeds, how far the PDE holds, how far the steps commute.
 
 With z_x = A zhat and z_y = B zhat the map obeys z_x = Q z_y, Q = A B^-1, whose eigenvalues are wave speeds (arXiv
-2310.12976). zhat is orthogonal to the all-ones vector, so A + u 1^T moves no map although it moves eig(A B^-1);
-everything here is therefore written on the complement of that vector (specification, section 2).
+2310.12976). zhat is orthogonal to the all-ones vector, so A + u 1^T moves no map although it moves eig(A B^-1); with
+normalisation everything here is therefore written on the complement of that vector (specification, section 2). Without
+it a step acts on z itself, and the whole matrices count.
 """
 
 import torch
@@ -26,7 +27,7 @@ def complement_basis(channels: int, like: Tensor) -> Tensor:
     return basis.to(like.dtype)
 
 
-def wave_speeds(a: Tensor, b: Tensor) -> Tensor:
+def wave_speeds(a: Tensor, b: Tensor, normalize: bool = True) -> Tensor:
     """Speeds of the one-way waves z_x = Q z_y: the eigenvalues of (U^T A U)(U^T B U)^-1, the projected pencil.
 
     They do not move when A or B is replaced by A + u 1^T, which leaves every map as it is, nor by A + 1 u^T.
@@ -34,12 +35,13 @@ def wave_speeds(a: Tensor, b: Tensor) -> Tensor:
     Args:
         a: (C, C) real, the matrix of the steps to the right.
         b: (C, C) real, the matrix of the steps down.
+        normalize: False for steps on z itself: the eigenvalues of A B^-1, where A + u 1^T is another map.
 
     Returns:
-        (C - 1,) complex128 in cells per cell, sorted by modulus, then by angle.
+        (C - 1,), without normalisation (C,), complex128 in cells per cell, sorted by modulus, then by angle.
 
     Raises:
-        ConfigError: matrices of other or different shapes, C < 2, values that are not finite, or a projected B that
+        ConfigError: matrices of other or different shapes, C < 2, values that are not finite, or a (projected) B that
             is singular.
     """
     if a.dim() != 2 or a.shape != b.shape or a.shape[0] != a.shape[1]:
@@ -47,23 +49,30 @@ def wave_speeds(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.detach().double(), b.detach().double()
     if not (a.isfinite().all() and b.isfinite().all()):
         raise ConfigError("a and b: expected finite matrices, got NaN or infinite entries")
-    basis = complement_basis(len(a), a)
+    basis = _seen(len(a), a, normalize)
     a, b = basis.T @ a @ basis, basis.T @ b @ basis
     singular = torch.linalg.svdvals(b)
     if singular[-1] <= len(b) * torch.finfo(b.dtype).eps * singular[0]:
-        raise ConfigError(
-            "b: the projected matrix is singular, so the speeds are not finite; train it, or swap a and b"
-        )
+        kind = "projected matrix" if normalize else "matrix"
+        raise ConfigError(f"b: the {kind} is singular, so the speeds are not finite; train it, or swap a and b")
     speeds = torch.linalg.eigvals(torch.linalg.solve(b, a, left=False))
     order = sorted(range(len(speeds)), key=lambda i: (speeds[i].abs().item(), speeds[i].angle().item()))
     return speeds[order]
+
+
+def _seen(channels: int, like: Tensor, normalize: bool) -> Tensor:
+    """A basis of what the matrices act on: the complement of the all-ones vector, or all without normalisation."""
+    if normalize:
+        return complement_basis(channels, like)
+    return torch.eye(channels, dtype=like.dtype, device=like.device)
 
 
 def pde_residual(layer: Finola, z: Tensor, start: tuple[int, int] | None = None) -> Tensor:
     """How far a map is from z_x = Q z_y: ||z_x - Q z_y|| / ||z_x|| in every cell.
 
     The derivatives are differences outwards from the start, and Q = A U (B U)^+ with the matrices of the cell's
-    quadrant. 0 where the PDE holds; a map that has nothing to do with it has about sqrt(1 + ||Q z_y||^2 / ||z_x||^2).
+    quadrant, or Q = A B^+ without normalisation. 0 where the PDE holds; a map that has nothing to do with it has about
+    sqrt(1 + ||Q z_y||^2 / ||z_x||^2).
 
     Args:
         layer: whose matrices the map was grown with.
@@ -82,7 +91,7 @@ def pde_residual(layer: Finola, z: Tensor, start: tuple[int, int] | None = None)
     height, width = z.shape[1:3]
     row, col = start or (height // 2, width // 2)
     right, left, down, up = layer.directional().detach().double()
-    basis = complement_basis(layer.channels, z)
+    basis = _seen(layer.channels, z, layer.normalize)
     result = z.new_full(z.shape[:3], float("nan"))
     rows = {1: slice(row, height), -1: slice(0, row + 1)}
     cols = {1: slice(col, width), -1: slice(0, col + 1)}

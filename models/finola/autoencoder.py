@@ -238,7 +238,8 @@ class FinolaAutoencoder(BaseMethod):
         growth = self.network.growth
         if isinstance(growth, Finola):
             right, left, down, up = growth.directional().cpu()
-            speeds = {"right / down": wave_speeds(right, down), "left / up": wave_speeds(left, up)}
+            pairs = {"right / down": (right, down), "left / up": (left, up)}
+            speeds = {name: wave_speeds(a, b, growth.normalize) for name, (a, b) in pairs.items()}
             drawn["wave_speeds"] = speed_spectrum({name: s.numpy() for name, s in speeds.items()}, title)
             # the PDE is stated for one path; the first stands for all
             first = latent[:, 0].float()

@@ -1,5 +1,6 @@
 """Encoders: a compact Mobile-Former of our own and any timm backbone; the attentional pooling behind them."""
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -152,7 +153,10 @@ class ConvEncoder(nn.Sequential):
 
 
 class TimmEncoder(nn.Module):
-    """Any timm backbone that gives feature maps, cut at the level of the wanted stride.
+    """Any timm backbone that gives feature maps, cut behind the level of the wanted stride.
+
+    Later stages are not built: they would cost time, and DDP refuses parameters without a gradient. HRNet's branches
+    run beside each other and stay; under DDP it needs `find_unused_parameters`.
 
     Args:
         name: in timm's words, e.g. `convnextv2_atto.fcmae`.
@@ -167,24 +171,26 @@ class TimmEncoder(nn.Module):
         super().__init__()
         import timm
 
+        # the getter leaves out what lies behind the last level; the default of EfficientNet and MobileNetV3 does not
+        build: Any = partial(timm.create_model, name, features_only=True, feature_cls="getter")
         try:
-            backbone: Any = timm.create_model(name, pretrained=pretrained, features_only=True)
-        except (RuntimeError, ValueError, AttributeError) as error:
+            levels = build().feature_info
+        except (RuntimeError, ValueError, AttributeError, TypeError) as error:
             near = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
             raise ConfigError(
                 f"model.encoder: expected mobile_former, cnn or a timm model with feature maps, got {name!r} "
                 f"({error}); timm has {', '.join(near) or 'nothing of a similar name'}"
             ) from error
-        strides = backbone.feature_info.reduction()
+        strides = levels.reduction()
         if stride not in strides:
             raise ConfigError(f"model.stride: {name} has feature maps of stride {strides}, got {stride}")
-        self.level = strides.index(stride)
-        self.stride, self.out_channels = stride, backbone.feature_info.channels()[self.level]
-        self.backbone = backbone
+        level = strides.index(stride)
+        self.stride, self.out_channels = stride, levels.channels()[level]
+        self.backbone = build(pretrained=pretrained, out_indices=(levels.out_indices[level],))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, out_channels, H / stride, W / stride)."""
-        return self.backbone(x)[self.level]
+        return self.backbone(x)[0]
 
 
 def build_encoder(name: str, width: int, depth: int, stride: int, pretrained: bool) -> nn.Module:

@@ -1,6 +1,7 @@
 """Encoder, pooling, decoder, controls and the counting of floats and parameters."""
 
 import pytest
+import timm
 import torch
 
 from framework.errors import ConfigError
@@ -57,6 +58,43 @@ def test_tokens_carry_information_across_the_whole_image() -> None:
 def test_a_timm_backbone_is_cut_at_the_wanted_stride() -> None:
     encoder = TimmEncoder("resnet10t", stride=16)
     assert encoder(torch.rand(1, 3, 64, 64)).shape == (1, encoder.out_channels, 4, 4)
+
+
+@pytest.mark.parametrize("stride", [4, 16])
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050"])
+def test_a_cut_timm_backbone_has_no_parameter_that_does_not_learn(name, stride) -> None:
+    encoder = TimmEncoder(name, stride)
+    features = encoder(torch.rand(2, 3, 64, 64))
+    assert features.shape == (2, encoder.out_channels, 64 // stride, 64 // stride)
+    features.square().sum().backward()
+    assert [key for key, parameter in encoder.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_cut_timm_backbone_gives_the_whole_ones_features() -> None:
+    torch.manual_seed(0)
+    encoder = TimmEncoder("mobilenetv3_small_050", stride=8).eval()
+    whole = timm.create_model("mobilenetv3_small_050", features_only=True).eval()
+    weights = {key.removeprefix("backbone.model."): value for key, value in encoder.state_dict().items()}
+    assert not whole.load_state_dict(weights, strict=False).unexpected_keys
+    image = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(encoder(image), whole(image)[2])
+
+
+def test_channels_come_first_from_a_backbone_that_has_them_last() -> None:
+    encoder = TimmEncoder("swin_s3_tiny_224", stride=4)
+    assert encoder(torch.rand(1, 3, 224, 224)).shape == (1, encoder.out_channels, 56, 56)
+
+
+def test_pretrained_weights_are_fetched_once(monkeypatch) -> None:
+    create, asked = timm.create_model, []
+
+    def offline(*args, pretrained=False, **kwargs):
+        asked.append(pretrained)
+        return create(*args, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    TimmEncoder("resnet10t", stride=8, pretrained=True)
+    assert asked.count(True) == 1
 
 
 def test_timm_names_and_strides_that_do_not_exist_are_named() -> None:

@@ -8,10 +8,12 @@ import pytest
 import timm
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from safetensors.torch import save_file
 from torch import nn
 
 from framework.errors import CheckpointError, ConfigError
+from framework.layers import layer_arguments
 from framework.nn import ScaleSpaceDepthwiseConv2d, approximate, depthwise_convolutions, idealised_bank, match_filters
 from models import MasterKeyClassifier
 from models.classifier_network import build_network, convert_keys, load_file_into, read_state_dict
@@ -317,6 +319,32 @@ def test_a_run_s_own_checkpoint_needs_no_other_file(run, tmp_path: Path) -> None
     path = cli.trainer.checkpoint_callback.last_model_path or cli.trainer.checkpoint_callback.best_model_path
     again = run("test", *words, "--ckpt_path", path)
     assert all(torch.equal(k, depthwise_kernels(again.model.network)[n]) for n, k in kernels.items())
+
+
+def test_a_run_s_own_checkpoint_downloads_nothing(monkeypatch, tmp_path: Path) -> None:
+    create, asked = timm.create_model, []
+
+    def offline(*args, pretrained=False, **kwargs):
+        asked.append(pretrained)
+        return create(*args, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    method = classifier(pretrained=True)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.strategy.connect(method)
+    path = tmp_path / "own.ckpt"
+    trainer.save_checkpoint(path)
+    loaded = MasterKeyClassifier.load_from_checkpoint(path, weights_only=True)
+    assert asked == [True, False]
+    assert method.hparams["pretrained"] is True
+    for key, value in method.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+    # what `framework test --ckpt_path` builds the class with, whatever the configuration says
+    words = ["test", "-c", '{"model": {"init_args": {"pretrained": true}}}', "--ckpt_path", str(path)]
+    layers = layer_arguments(words, ["test"], tmp_path)
+    assert layers.hparams is not None
+    assert layers.hparams["pretrained"] is False
+    assert layers.notes == ["model.pretrained: False from the checkpoint (the config file had True)"]
 
 
 def test_timm_model_names_of_the_documentation_exist() -> None:

@@ -24,6 +24,7 @@ from framework.nn import (
     remove_mean,
 )
 from framework.nn.filter_banks import dictionary, dictionary_parameters, refit
+from framework.nn.key_filters import METHODS, published_fits
 
 quick = settings(max_examples=20, deadline=None)
 
@@ -140,11 +141,16 @@ def test_depthwise_layers_are_found_in_networks_and_in_bare_weights() -> None:
 def test_parameter_counts() -> None:
     weights = {"a": filters(10, 3), "b": filters(20, 5)}
     assert bank_parameters("original", weights) == 10 * 9 + 20 * 25
-    assert bank_parameters("B", weights) == 2 * 30 + 17
+    for method in METHODS:
+        fits = published_fits(method)
+        free = sum(len({fit.sigma_x, fit.sigma_y}) + (fit.alpha is not None) for fit in fits)
+        assert free == (9 if method in ("C2", "D2") else 16)
+        assert bank_parameters(method, weights) == 2 * 30 + free
     assert bank_parameters("learned", weights) == 2 * 30 + 8 * 49
     assert bank_parameters("random-1", weights) == 2 * 30 + 8 * (9 + 25)
-    assert bank_parameters("sigma-layer", weights) == 2 * 30 + 2 * 17
-    assert bank_parameters("sigma-filter", weights) == 5 * 30
+    assert bank_parameters("sigma-layer", weights) == 2 * 30 + 2 * 16
+    assert bank_parameters("sigma-network", weights) == 2 * 30 + 2 * 16
+    assert bank_parameters("sigma-filter", weights) == 4 * 30
 
 
 def test_bad_networks_and_banks_are_named() -> None:

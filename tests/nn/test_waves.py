@@ -120,6 +120,38 @@ def test_the_column_first_half_obeys_z_x_exactly_but_the_average_does_not() -> N
     ).abs().max() > 1e-3
 
 
+def test_without_normalisation_the_whole_matrices_count() -> None:
+    """B = 2 A, row by row and written out: z_x = z_y / 2 exactly along the start's column."""
+    torch.manual_seed(0)
+    layer = Finola(5, "row_first", matrices=4, normalize=False, init_std=0.3).double()
+    with torch.no_grad():
+        layer.weight[2:] = 2 * layer.weight[:2]
+    a = layer.weight[0].detach().numpy()
+    state = np.ones(5)  # along the all-ones vector, which normalisation would take away
+    z = np.zeros((5, 4, 4))
+    for row in range(4):
+        cell = state
+        for col in range(4):
+            z[:, row, col] = cell
+            cell = cell + a @ cell
+        state = state + 2 * a @ state
+    np.testing.assert_allclose(layer(torch.ones(1, 5).double(), (4, 4), (0, 0))[0].detach().numpy(), z, atol=1e-12)
+    np.testing.assert_allclose(z[:, :3, 1] - z[:, :3, 0], (z[:, 1:, 0] - z[:, :3, 0]) / 2, atol=1e-12)
+    residual = pde_residual(layer, torch.tensor(z)[None], (0, 0))[0, :3, :3].numpy()
+    np.testing.assert_allclose(residual[:, 0], 0, atol=1e-10)
+    right, _, down, _ = layer.directional()
+    np.testing.assert_allclose(wave_speeds(right, down, normalize=False).numpy(), np.full(5, 0.5), atol=1e-10)
+
+
+def test_speeds_without_normalisation_are_scipys_of_the_whole_pencil() -> None:
+    a, b = matrices()
+    ours = wave_speeds(a, b, normalize=False).numpy()
+    assert ours.shape == (12,)
+    np.testing.assert_allclose(by_size(ours), by_size(scipy.linalg.eigvals(a.numpy(), b.numpy())), rtol=1e-9)
+    with pytest.raises(ConfigError, match="b: the matrix is singular"):
+        wave_speeds(a, torch.ones_like(a), normalize=False)
+
+
 def test_the_commutator_vanishes_for_equal_matrices_only() -> None:
     torch.manual_seed(0)
     z = torch.randn(3, 8, dtype=torch.float64)
