@@ -7,21 +7,25 @@ about it by overriding one of the small hooks.
 import copy
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric, Metric
 
 from framework.distributed import EpochSampler, UnpaddedDistributedSampler, broadcast_buffers
 from framework.errors import CheckpointError, ConfigError, DivergenceError
 from framework.plain import NotPlain, class_path, factory, to_plain
+from framework.resume import apply_changed_settings, describe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,6 +67,8 @@ class BaseMethod(LightningModule):
         self.lr_scheduler_factory = None if lr_scheduler is None else factory(lr_scheduler, "lr_scheduler")
         self.lr_interval = lr_interval
         self.metrics = nn.ModuleDict()
+        self._plateau_figure: float | None = None
+        self._optimizer_settings: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ hooks of a method
 
@@ -122,18 +128,28 @@ class BaseMethod(LightningModule):
         self._hparams_initial = copy.deepcopy(self._hparams)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores which class the checkpoint belongs to, and `pretrained` as false: it holds its own weights."""
+        """Stores the class, how the optimizer was built, the figure a plateau scheduler still has to see.
+
+        `pretrained` is stored as false: a class rebuilt from it would download weights only to overwrite them.
+        """
         checkpoint["class_path"] = class_path(type(self))
-        # a class rebuilt from these would download weights only to overwrite them
         hparams = checkpoint.get("hyper_parameters", {})
         if "pretrained" in hparams:
             hparams["pretrained"] = False
+        if self._optimizer_settings is not None:
+            checkpoint["optimizer_settings"] = self._optimizer_settings
+        for config in self.trainer.lr_scheduler_configs if self._trainer is not None else []:
+            if isinstance(config.scheduler, ReduceLROnPlateau) and config.monitor in self.trainer.callback_metrics:
+                checkpoint["plateau_figure"] = float(self.trainer.callback_metrics[config.monitor])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another class's checkpoint; rewinds one from the middle of an epoch to that epoch's start.
 
+        In fit, settings of optimizer and scheduler that differ from the checkpoint's replace them (`framework.resume`).
+
         Raises:
             CheckpointError: the checkpoint belongs to another class.
+            ConfigError: a setting that the checkpoint's optimizer cannot take over.
         """
         stored = checkpoint.get("class_path")
         if stored is not None and stored != class_path(type(self)):
@@ -141,30 +157,45 @@ class BaseMethod(LightningModule):
                 f"ckpt_path: the checkpoint holds a {stored}, but the model is a {class_path(type(self))}; "
                 "give the configuration of the first or a checkpoint of the second"
             )
+        self._plateau_figure = checkpoint.get("plateau_figure")
         epoch = settle_epoch(checkpoint)
         if epoch is not None:
             rank_zero_info(f"The checkpoint was saved in the middle of epoch {epoch}: epoch {epoch} starts again.")
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            apply_changed_settings(checkpoint, self._build_optimizer, self.hparams)
 
     # ------------------------------------------------------------------ optimization
 
     def configure_optimizers(self) -> Any:
         """One optimizer over `parameter_groups()`, and its scheduler."""
-        optimizer = self.optimizer_factory(self.parameter_groups())
-        if self.lr_scheduler_factory is None:
+        optimizer, scheduler = self._build_optimizer()
+        self._optimizer_settings = describe(optimizer, scheduler, self.hparams)
+        if scheduler is None:
             return optimizer
-        scheduler = self.lr_scheduler_factory(optimizer)
         entry: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             entry["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": entry}
 
+    def _build_optimizer(self, factors: Sequence[float] | None = None) -> tuple[Optimizer, LRScheduler | None]:
+        optimizer = self.optimizer_factory(self.parameter_groups())
+        for group, factor in zip(optimizer.param_groups, factors or [], strict=False):
+            group["lr"] *= factor
+        return optimizer, None if self.lr_scheduler_factory is None else self.lr_scheduler_factory(optimizer)
+
     def on_train_start(self) -> None:
         """Catches up on the scheduler step that Lightning takes after an epoch's checkpoint is written."""
         for config in self.trainer.lr_scheduler_configs:
             scheduler = config.scheduler
-            if config.interval == "epoch" and isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):
-                while scheduler.last_epoch < self.current_epoch // config.frequency:
-                    scheduler.step()
+            if config.interval != "epoch" or not isinstance(scheduler, LRScheduler):
+                continue
+            due = self.current_epoch // config.frequency
+            if isinstance(scheduler, ReduceLROnPlateau):
+                if scheduler.last_epoch < due and self._plateau_figure is not None:
+                    scheduler.step(self._plateau_figure)
+                continue
+            while scheduler.last_epoch < due:
+                scheduler.step()
 
     # ------------------------------------------------------------------ steps, written once
 
@@ -298,11 +329,28 @@ class BaseDataModule(LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must override configure_dataset(split)")
 
     def setup(self, stage: str) -> None:
-        """Builds the datasets that `stage` (fit, validate, test or predict) needs."""
+        """Builds the datasets that `stage` (fit, validate, test or predict) needs.
+
+        Raises:
+            ConfigError: more ranks than samples to evaluate.
+        """
         needs = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
         for split in needs[stage]:
             if split not in self.datasets:
                 self.datasets[split] = self.configure_dataset(cast(Any, split))
+        self._check_ranks(stage, needs[stage])
+
+    def _check_ranks(self, stage: str, splits: Sequence[str]) -> None:
+        # Here every rank raises; later, the rank without a sample would fail alone and leave the others waiting.
+        world_size = self._ranks()[0]
+        for split in splits:
+            dataset = self.datasets[split]
+            unused = split == "train" or (stage == "fit" and getattr(self.trainer, "limit_val_batches", None) == 0)
+            if not unused and isinstance(dataset, Sized) and 0 < len(dataset) < world_size:
+                raise ConfigError(
+                    f"trainer.devices: expected at most one process per sample of the {split} split, got {world_size} "
+                    f"processes for {len(dataset)} samples; give fewer devices or nodes, or a larger {split} split"
+                )
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, equally many samples per rank."""

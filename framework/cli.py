@@ -199,15 +199,12 @@ def default_callbacks(model: LightningModule, given: Sequence[Callback]) -> list
     # At the end of the training epoch, after validation: such a checkpoint resumes exactly. Two of them, because
     # `save_last` writes only when the best one is written.
     common: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    best: dict[str, Any] = {}
+    defaults: list[Callback] = []
     if monitor := getattr(model, "monitor", None):
-        best = {"monitor": monitor, "mode": getattr(model, "monitor_mode", "min")}
-    defaults: list[Callback] = [
-        ModelCheckpoint(filename="best", **common, **best),
-        ModelCheckpoint(filename="last", **common),
-        callbacks.InterruptCheckpoint(),
-        callbacks.FigureWriter(),
-    ]
+        mode = getattr(model, "monitor_mode", "min")
+        defaults.append(ModelCheckpoint(filename="best", **common, monitor=monitor, mode=mode))
+    defaults.append(ModelCheckpoint(filename="last", **common))
+    defaults += [callbacks.InterruptCheckpoint(), callbacks.FigureWriter()]
     return [callback for callback in defaults if not any(isinstance(g, type(callback)) for g in given)]
 
 

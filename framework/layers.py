@@ -36,7 +36,8 @@ def layer_arguments(words: Sequence[str], verbs: Sequence[str], runs: Path) -> L
     Args:
         words: the words after `framework`.
         verbs: the Trainer verbs.
-        runs: the folder of run folders, where `--ckpt_path best` and `last` are looked up.
+        runs: the folder of run folders unless `trainer.default_root_dir` names another; there `--ckpt_path best` and
+            `last` are looked up, below the name that fit gives the run.
 
     Raises:
         ConfigError: a config that is not there or is not YAML.
@@ -52,7 +53,9 @@ def layer_arguments(words: Sequence[str], verbs: Sequence[str], runs: Path) -> L
     named = [c for c in configs if not c.lstrip().startswith("{")]
     layers = Layers(verb, [], run_name(named[0]) if named else None)
     given: list[Any] = [*(content.get("ckpt_path") for content in contents), *_values(rest, "--ckpt_path")]
-    layers.checkpoint = _find_checkpoint(next((g for g in reversed(given) if g), None), runs, layers.name)
+    layers.checkpoint = _find_checkpoint(
+        next((g for g in reversed(given) if g), None), _run_folder(contents, rest, runs, layers.name)
+    )
     words_of_files = [word for path in paths for word in ("--config", path)]
     if layers.checkpoint is not None:
         layers.hparams, layer = _checkpoint_layer(layers.checkpoint, contents, rest, layers.notes)
@@ -109,23 +112,31 @@ def _checkpoint_layer(
     stored = checkpoint.get("class_path") or checkpoint.get("hyper_parameters", {}).get("_class_path")
     if stored is None:
         return None, None
-    init_args: dict[str, Any] = {}
-    asked = None
-    for content in contents:
-        model = content.get("model") or {}
-        model = {"class_path": model} if isinstance(model, str) else model
-        asked = model.get("class_path", asked)
-        init_args = _merge(init_args, model.get("init_args") or {})
-    for option in ("--model", "--model.class_path"):
-        asked = next(reversed(_values(rest, option)), asked)
+    asked = _asked_class(contents, rest)
     if asked is not None and not _same_class(asked, stored):
         raise CheckpointError(
             f"ckpt_path: {path} holds a {stored}, but the configuration asks for {asked}; "
             "give a checkpoint of that class, or the configuration that belongs to this one"
         )
+    init_args: dict[str, Any] = {}
+    for model in _model_sections(contents):
+        init_args = _merge(init_args, model.get("init_args") or {})
     for key, value, kept in differences(init_args, hparams):
         notes.append(f"model.{key}: {kept!r} from the checkpoint (the config file had {value!r})")
     return hparams, {"model": {"class_path": stored, "init_args": hparams}}
+
+
+def _model_sections(contents: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    for content in contents:
+        model = content.get("model") or {}
+        yield {"class_path": model} if isinstance(model, str) else model
+
+
+def _asked_class(contents: Sequence[Mapping[str, Any]], rest: Sequence[str]) -> str | None:
+    """The model's class as the files and the command line name it."""
+    given = [model.get("class_path") for model in _model_sections(contents)]
+    given += [*_values(rest, "--model"), *_values(rest, "--model.class_path")]
+    return next((g for g in reversed(given) if g), None)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -147,7 +158,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _find_checkpoint(given: str | None, runs: Path, name: str | None) -> Path | None:
+def _run_folder(contents: Sequence[Mapping[str, Any]], rest: Sequence[str], runs: Path, config: str | None) -> Path:
+    """The folder in which fit, given the same words, numbers its runs."""
+    roots: list[Any] = [(content.get("trainer") or {}).get("default_root_dir") for content in contents]
+    roots += _values(rest, "--trainer.default_root_dir")
+    names: list[Any] = [content.get("name") for content in contents] + _values(rest, "--name")
+    root, name = (next((v for v in reversed(values) if v and v != "null"), None) for values in (roots, names))
+    fallback = config or (_asked_class(contents, rest) or "").rsplit(".", 1)[-1]
+    return Path(root or runs, name or fallback)
+
+
+def _find_checkpoint(given: str | None, folder: Path) -> Path | None:
     if given is None:
         return None
     if given not in ("best", "last"):
@@ -155,7 +176,6 @@ def _find_checkpoint(given: str | None, runs: Path, name: str | None) -> Path | 
         if not path.is_file():
             raise CheckpointError(f"ckpt_path: there is no file {given}")
         return path
-    folder = runs / (name or "")
     found = sorted(folder.glob(f"version_*/checkpoints/{given}.ckpt"), key=lambda p: p.stat().st_mtime)
     if not found:
         raise CheckpointError(f"ckpt_path: no run below {folder} has a {given}.ckpt; fit first, or give a path")

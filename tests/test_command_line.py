@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from framework.errors import CheckpointError, ConfigError
+from framework.layers import layer_arguments
 from framework.main import main
 
 
@@ -199,3 +200,57 @@ def test_doctor_finds_this_installation_healthy(capsys) -> None:
 def test_help_needs_no_torch(capsys) -> None:
     assert main([]) == 0
     assert "framework fit -c korigins/quickstart" in capsys.readouterr().out
+
+
+PLAIN = """
+import torch
+from lightning.pytorch import LightningModule
+
+
+class Plain(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch["image"].mean((1, 2, 3))[:, None]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+"""
+
+
+def test_a_plain_lightning_module_gets_the_last_checkpoint_only(run, tiny, tmp_path) -> None:
+    (tmp_path / "plain_module.py").write_text(PLAIN)
+    words = [w for w in tiny if not w.startswith(("-c", "korigins", "--model"))]
+    cli = run("fit", "--model=plain_module.Plain", "--data=SquaresDataModule", "--data.preset=rfl_failure",
+              "--trainer.accelerator=cpu", "--trainer.max_epochs=1", *words)  # fmt: skip
+    assert [p.name for p in Path(cli.trainer.log_dir, "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (["-c", "korigins/quickstart"], "runs/korigins/quickstart"),
+        (["-c", "korigins/quickstart", "--name", "foo"], "runs/foo"),
+        (["-c", "korigins/quickstart", "-c", "{name: foo}"], "runs/foo"),
+        (["-c", "korigins/quickstart", "-c", "{name: foo}", "--name=bar"], "runs/bar"),
+        (["--model", "KOriginsSegmentation"], "runs/KOriginsSegmentation"),
+        (["-c", "{model: {class_path: models.KOriginsSegmentation}}"], "runs/KOriginsSegmentation"),
+        (["-c", "korigins/quickstart", "--trainer.default_root_dir=out"], "out/korigins/quickstart"),
+        (["-c", "{trainer: {default_root_dir: out}}", "--name=foo"], "out/foo"),
+    ],
+)
+def test_best_and_last_look_where_fit_writes(words, folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = Path(folder, "version_0", "checkpoints", "last.ckpt")
+    there.parent.mkdir(parents=True)
+    torch.save({"state_dict": {}}, there)
+    layers = layer_arguments(["test", *words, "--ckpt_path", "last"], ["test"], Path("runs"))
+    assert layers.checkpoint == there
+
+
+def test_last_finds_a_run_by_its_name(run, tiny) -> None:
+    run("fit", *tiny, "--trainer.max_epochs=1", "--trainer.default_root_dir=out", "--name=mine")
+    cli = run("validate", *tiny, "--trainer.default_root_dir=out", "--name=mine", "--ckpt_path=last")
+    assert cli.trainer.ckpt_path == "out/mine/version_0/checkpoints/last.ckpt"

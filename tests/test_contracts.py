@@ -3,6 +3,7 @@
 import functools
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,12 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset
 
 from datamodules import SquaresDataModule
 from framework.base import BaseDataModule, BaseMethod
 from framework.distributed import EpochIndex, EpochSampler, UnpaddedDistributedSampler, checksum
 from framework.errors import CheckpointError, ConfigError, DivergenceError
+from framework.resume import apply_changed_settings
 from models import KOriginsSegmentation
 
 
@@ -66,7 +69,13 @@ def last_weights(folder: Path) -> dict[str, torch.Tensor]:
 SCHEDULER = ["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=1", "--model.lr_scheduler.gamma=0.5"]
 
 
-@pytest.mark.parametrize("extra", [[], SCHEDULER], ids=["constant", "scheduler"])
+# a figure that has improved by less than 1e9 is a plateau: the rate falls after every other epoch
+PLATEAU = ["--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor=val/loss",
+           "--model.lr_scheduler.patience=1", "--model.lr_scheduler.threshold_mode=abs",
+           "--model.lr_scheduler.threshold=1e9"]  # fmt: skip
+
+
+@pytest.mark.parametrize("extra", [[], SCHEDULER, PLATEAU], ids=["constant", "scheduler", "plateau"])
 def test_resuming_at_an_epoch_end_equals_the_uninterrupted_run(run, tiny, extra) -> None:
     words = [*tiny, *extra, "--trainer.log_every_n_steps=1"]
     whole = run("fit", *words, "--trainer.max_epochs=4", "--name=whole")
@@ -143,6 +152,101 @@ def test_divergence_names_the_best_checkpoint_and_leaves_it(tmp_path) -> None:
         trainer.fit(BreaksInEpochOne(), PointsData(batch_size=4))
     kept = torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)
     assert all(torch.isfinite(v).all() for v in kept["state_dict"].values())
+
+
+# ---------------------------------------------------------------------- resume with other settings
+
+
+def test_the_command_line_wins_over_the_checkpoint_in_fit_too(run, tiny) -> None:
+    first = ["--model.optimizer.lr=1e-3", "--model.origin_lr=7", *SCHEDULER]
+    cli = run("fit", *tiny, *first, "--trainer.max_epochs=2")
+    last = f"{cli.trainer.log_dir}/checkpoints/last.ckpt"
+    new = ["--model.optimizer.lr=1e-5", "--model.origin_lr=3", "--model.lr_scheduler.gamma=1.0"]
+    cli = run("fit", *tiny, *new, "--trainer.max_epochs=3", "--ckpt_path", last)
+    rates = {g["name"]: g["lr"] for g in cli.trainer.optimizers[0].param_groups}
+    assert rates == {"convolutions": 1e-5, "origins": 3.0}
+    scheduler = cli.trainer.lr_scheduler_configs[0].scheduler
+    assert (scheduler.gamma, scheduler.base_lrs, scheduler.last_epoch) == (1.0, [1e-5, 3.0], 3)
+    # the next resume has nothing to change
+    last = f"{cli.trainer.log_dir}/checkpoints/last.ckpt"
+    cli = run("fit", *tiny, "--trainer.max_epochs=4", "--ckpt_path", last)
+    assert {g["name"]: g["lr"] for g in cli.trainer.optimizers[0].param_groups} == rates
+
+
+def spec(name: str, **init_args) -> dict:
+    return {"class_path": name if "." in name else f"torch.optim.lr_scheduler.{name}", "init_args": init_args}
+
+
+def fit_line(tmp_path: Path, epochs: int, ckpt_path: str | None = None, **kwargs) -> Trainer:
+    """A fit of 3 steps an epoch; `ckpt_path` is taken up where it ended."""
+    trainer = quiet(tmp_path, max_epochs=epochs, callbacks=[ModelCheckpoint(save_on_train_epoch_end=True)])
+    adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": kwargs.pop("lr", 0.1), **kwargs.pop("adam", {})}}
+    trainer.fit(Line(**{"optimizer": adam, **kwargs}), PointsData(batch_size=4), ckpt_path=ckpt_path)
+    return trainer
+
+
+WARMUP = "framework.schedules.WarmupCosine"
+PER_STEP = {"lr_interval": "step"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({}, {"lr": 0.02, "adam": {"betas": (0.7, 0.8), "weight_decay": 0.1}}),
+        ({"lr_scheduler": spec("StepLR", step_size=1, gamma=0.5)}, {"lr_scheduler": spec("StepLR", step_size=2)}),
+        ({"lr_scheduler": spec("CosineAnnealingLR", T_max=9)}, {"lr_scheduler": spec("CosineAnnealingLR", T_max=20)}),
+        ({"lr_scheduler": spec("MultiStepLR", milestones=[1, 3])},
+         {"lr": 0.3, "lr_scheduler": spec("MultiStepLR", milestones=[2, 5])}),
+        ({"lr_scheduler": spec(WARMUP, total=8, warmup=2)}, {"lr_scheduler": spec(WARMUP, total=30, warmup=5)}),
+        ({"lr_scheduler": spec("OneCycleLR", max_lr=0.1, total_steps=20), **PER_STEP},
+         {"lr_scheduler": spec("OneCycleLR", max_lr=0.3, total_steps=40), **PER_STEP}),
+        ({"lr_scheduler": spec("ExponentialLR", gamma=0.9)},
+         {"lr_scheduler": spec("ExponentialLR", gamma=0.9), **PER_STEP}),
+        ({}, {"lr_scheduler": spec("ExponentialLR", gamma=0.9)}),
+        ({"lr_scheduler": spec("ExponentialLR", gamma=0.9)}, {}),
+        ({"lr_scheduler": spec("ExponentialLR", gamma=0.9)}, {"lr_scheduler": spec(WARMUP, total=30, warmup=5)}),
+    ],
+    ids=["constant", "step", "cosine", "multi", "lambda", "one_cycle", "interval", "added", "removed", "another"],
+)  # fmt: skip
+def test_changed_settings_hold_at_the_checkpoints_position(tmp_path, old, new) -> None:
+    half = fit_line(tmp_path, 2, **old)
+    path = half.checkpoint_callback.best_model_path
+    resumed, whole = fit_line(tmp_path, 4, path, **new), fit_line(tmp_path, 4, **new)
+    group, expected = (dict(t.optimizers[0].param_groups[0]) for t in (resumed, whole))
+    del group["params"], expected["params"]
+    assert group == expected
+    assert resumed.optimizers[0].state_dict()["state"][0]["step"] == 3 * 4
+
+
+def test_changed_rates_keep_what_a_plateau_has_taken_off(tmp_path) -> None:
+    plateau = {"monitor": "val/loss", "threshold": 1e9, "threshold_mode": "abs", "patience": 0, "factor": 0.5}
+    name = "lightning.pytorch.cli.ReduceLROnPlateau"
+    half = fit_line(tmp_path, 3, lr_scheduler=spec(name, **plateau))
+    assert half.optimizers[0].param_groups[0]["lr"] == 0.1 * 0.5**2
+    changed = spec(name, **{**plateau, "factor": 0.1})
+    rest = fit_line(tmp_path, 4, half.checkpoint_callback.best_model_path, lr=0.01, lr_scheduler=changed)
+    # reduced once by a half before the checkpoint, then by a tenth in each of two epochs
+    assert rest.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.5 * 0.1 * 0.1)
+    assert rest.lr_scheduler_configs[0].scheduler.last_epoch == 4
+
+
+def test_settings_that_cannot_be_taken_over_are_refused(tmp_path) -> None:
+    class TwoGroups(Line):
+        def parameter_groups(self):
+            return [{"params": [p]} for p in self.parameters()]
+
+    path = fit_line(tmp_path, 2).checkpoint_callback.best_model_path
+    with pytest.raises(ConfigError, match=r"model\.optimizer: the checkpoint holds the state of a torch.*Adam, which"):
+        fit_line(tmp_path, 3, path, optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}})
+    short = spec("OneCycleLR", max_lr=0.1, total_steps=4)
+    with pytest.raises(ConfigError, match=r"model\.lr_scheduler: cannot be taken to the checkpoint's position, step 6"):
+        fit_line(tmp_path, 3, path, lr_scheduler=short, lr_interval="step")
+    content = torch.load(path, weights_only=True)
+    with pytest.raises(ConfigError, match=r"parameter groups of \[2\] tensors, the model now has \[1, 1\]"):
+        apply_changed_settings(content, TwoGroups()._build_optimizer, {})
+    del content["optimizer_settings"]
+    with pytest.raises(ConfigError, match=r"model\.optimizer: the checkpoint had .* does not say how"):
+        apply_changed_settings(content, Line()._build_optimizer, {"optimizer": "another"})
 
 
 # ---------------------------------------------------------------------- hyper-parameters
@@ -276,6 +380,23 @@ def test_fit_on_two_processes_with_uneven_validation_and_buffers(run, tiny) -> N
         path,
     )
     assert float(again.trainer.callback_metrics["val/iou"]) == float(cli.trainer.callback_metrics["val/iou"])
+
+
+class FewData(BaseDataModule):
+    def configure_dataset(self, split: str) -> Dataset:
+        return torch.utils.data.Subset(Points(), range(10 if split == "train" else 1))
+
+
+@pytest.mark.parametrize(("verb", "split"), [("fit", "val"), ("validate", "val"), ("test", "test")])
+def test_fewer_evaluation_samples_than_ranks_are_refused_on_every_rank(tmp_path, verb, split) -> None:
+    for rank in range(2):
+        data = FewData(batch_size=4)
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank, limit_val_batches=1.0)
+        with pytest.raises(ConfigError, match=rf"trainer\.devices.* {split} split, got 2 processes for 1 samples"):
+            data.setup(verb)
+    trainer = quiet(tmp_path, max_epochs=1, strategy="ddp_fork", devices=2)
+    with pytest.raises(Exception, match=r"ConfigError: trainer\.devices"):
+        getattr(trainer, verb)(Line(), FewData(batch_size=4))
 
 
 @pytest.mark.slow

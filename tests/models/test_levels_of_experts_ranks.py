@@ -151,5 +151,5 @@ def test_two_processes_stop_when_every_image_has_diverged(run: Callable[..., Any
 
 
 def test_more_processes_than_images_are_refused(run: Callable[..., Any], words: list[str]) -> None:
-    with pytest.raises(ProcessRaisedException, match="ConfigError: trainer.devices: 2 processes for 1 images"):
+    with pytest.raises(ProcessRaisedException, match="ConfigError: trainer.devices.*2 processes for 1 samples"):
         run("fit", *words, "--data.images=one.png", *TWO)
