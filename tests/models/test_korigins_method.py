@@ -15,9 +15,10 @@ from models import KOriginsSegmentation
 
 
 class StandInTrainer:
-    """What `setup` asks of a trainer."""
+    """What `setup` and saving ask of a trainer."""
 
     world_size = 1
+    lr_scheduler_configs = ()
 
     def __init__(self, datamodule) -> None:
         self.datamodule = datamodule
