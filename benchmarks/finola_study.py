@@ -228,7 +228,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--multi", nargs="*", default=["32x4", "32x16", "128x4"], help="C x M with more than one path")
     parser.add_argument("--per-class", type=int, default=None, help="training pictures of a class (masked); all")
     parser.add_argument("--methods", nargs="+", choices=EXPANSIONS, default=list(EXPANSIONS))
-    parser.add_argument("--encoder", default="cnn", help="quickest in short training; any of model.encoder")
+    parser.add_argument("--encoder", default="cnn", help="any of model.encoder")
     parser.add_argument("--pooling", choices=["linear", "attentional"], default="linear")
     parser.add_argument("--decoder-width", type=int, default=16)
     parser.add_argument("--steps", type=int, default=1500)

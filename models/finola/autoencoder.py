@@ -39,6 +39,16 @@ def pixel_loss(kind: Loss, preds: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
+def check_rate(matrix_lr: float | None) -> None:
+    """Refuses a learning rate of the matrices that is not positive; None is the optimizer's.
+
+    Raises:
+        ConfigError: such a rate.
+    """
+    if matrix_lr is not None and matrix_lr <= 0:
+        raise ConfigError(f"model.matrix_lr: expected a positive learning rate or null, got {matrix_lr}")
+
+
 def parameter_groups(module: nn.Module, matrix_lr: float | None = None) -> list[dict[str, Any]]:
     """Weight decay on convolutions and linear weights; none on biases, norms, seeds, tables and FINOLA's matrices.
 
@@ -144,8 +154,7 @@ class FinolaAutoencoder(BaseMethod):
         super().__init__(optimizer, lr_scheduler, lr_interval)
         if loss not in get_args(Loss):
             raise ConfigError(f"model.loss: expected one of {', '.join(get_args(Loss))}, got {loss!r}")
-        if matrix_lr is not None and matrix_lr <= 0:
-            raise ConfigError(f"model.matrix_lr: expected a positive learning rate or null, got {matrix_lr}")
+        check_rate(matrix_lr)
         self.loss: Loss = loss
         self.matrix_lr = matrix_lr
         self.network = FinolaNetwork(

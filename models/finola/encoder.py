@@ -124,7 +124,7 @@ class MobileFormerEncoder(nn.Module):
 class ConvEncoder(nn.Sequential):
     """3x3 convolutions of stride 2 with doubling channels, SiLU between them and no normalisation.
 
-    It learns quickest where training is short or pictures are small, and keeps brightness and contrast by itself.
+    Few operations, for short runs and small pictures; brightness and contrast reach the features unnormalised.
 
     Args:
         width: channels after the first convolution.

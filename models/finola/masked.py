@@ -15,7 +15,7 @@ from framework.base import BaseMethod, Batch, Split
 from framework.errors import ConfigError
 from framework.figures import reconstruction_grid
 from framework.nn import Finola
-from models.finola.autoencoder import ADAMW, Loss, parameter_groups, pixel_loss
+from models.finola.autoencoder import ADAMW, Loss, check_rate, parameter_groups, pixel_loss
 from models.finola.decoder import Decoder
 from models.finola.encoder import AttentionalPool, build_encoder
 
@@ -124,6 +124,7 @@ class MaskedFinola(BaseMethod):
         lr_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__(optimizer, lr_scheduler, lr_interval)
+        check_rate(matrix_lr)
         if mode not in ("element", "block"):
             raise ConfigError(f"model.mode: expected element or block, got {mode!r}")
         if channels < 2:

@@ -161,9 +161,10 @@ def test_the_matrices_may_have_a_rate_of_their_own() -> None:
     assert all(group["weight_decay"] == 0 for group in optimizer.param_groups if group.get("name") == "matrices")
 
 
-def test_a_rate_that_is_none_is_named() -> None:
+@pytest.mark.parametrize("method", [FinolaAutoencoder, MaskedFinola])
+def test_a_rate_that_is_not_positive_is_named(method) -> None:
     with pytest.raises(ConfigError, match="model.matrix_lr: expected a positive learning rate or null, got 0"):
-        FinolaAutoencoder(matrix_lr=0.0)
+        method(matrix_lr=0.0)
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("mse", 0.04), ("l1", 0.2), ("l1+mse", 0.24)])
