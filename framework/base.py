@@ -5,13 +5,14 @@ about it by overriding one of the small hooks.
 """
 
 import copy
+import functools
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -24,6 +25,7 @@ from torchmetrics import MeanMetric, Metric
 
 from framework.distributed import EpochSampler, UnpaddedDistributedSampler, broadcast_buffers
 from framework.errors import CheckpointError, ConfigError, DivergenceError
+from framework.lifecycle import missing_contracts
 from framework.plain import NotPlain, class_path, factory, to_plain
 from framework.resume import apply_changed_settings, describe
 
@@ -69,6 +71,16 @@ class BaseMethod(LightningModule):
         self.metrics = nn.ModuleDict()
         self._plateau_figure: float | None = None
         self._optimizer_settings: dict[str, Any] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Adds the contracts to a subclass's own callbacks, whether or not it calls `super().configure_callbacks()`."""
+        super().__init_subclass__(**kwargs)
+        if "configure_callbacks" in cls.__dict__:
+            cls.configure_callbacks = _with_contracts(cls.configure_callbacks)  # type: ignore[method-assign]
+
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        """Lightning's hook: the callbacks that this method needs; those of `framework.lifecycle` are added to them."""
+        return missing_contracts(self._trainer)
 
     # ------------------------------------------------------------------ hooks of a method
 
@@ -269,6 +281,17 @@ class BaseMethod(LightningModule):
         """Gives DDP its setting back."""
         if isinstance(self.trainer.model, DistributedDataParallel):
             self.trainer.model.broadcast_buffers = self._ddp_broadcasts
+
+
+def _with_contracts(hook: Callable[..., Sequence[Callback] | Callback]) -> Callable[..., list[Callback]]:
+    @functools.wraps(hook)
+    def configure_callbacks(self: BaseMethod) -> list[Callback]:
+        own = hook(self) or []
+        own = list(own) if isinstance(own, Sequence) else [own]
+        kinds = tuple(type(callback) for callback in own)
+        return [*(c for c in missing_contracts(self._trainer) if not isinstance(c, kinds)), *own]
+
+    return configure_callbacks
 
 
 def settle_epoch(checkpoint: dict[str, Any]) -> int | None:

@@ -26,9 +26,11 @@ import callbacks
 import datamodules
 import framework
 import models
+from framework.base import BaseMethod
 from framework.distributed import say
 from framework.errors import ConfigError, FrameworkError
 from framework.layers import layer_arguments
+from framework.lifecycle import missing_contracts
 from framework.suggest import shorten
 
 DEFAULT_SEED = 0
@@ -199,7 +201,8 @@ def default_callbacks(model: LightningModule, given: Sequence[Callback]) -> list
     # At the end of the training epoch, after validation: such a checkpoint resumes exactly. Two of them, because
     # `save_last` writes only when the best one is written.
     common: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    defaults: list[Callback] = []
+    # A method brings the contracts itself.
+    defaults: list[Callback] = [] if isinstance(model, BaseMethod) else missing_contracts(None)
     if monitor := getattr(model, "monitor", None):
         mode = getattr(model, "monitor_mode", "min")
         defaults.append(ModelCheckpoint(filename="best", **common, monitor=monitor, mode=mode))

@@ -87,6 +87,12 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def leave() -> None:
+    """Ends the process group, if there is one: a process that exits inside it can be aborted by its threads."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def broadcast_tensors(tensors: Iterable[Tensor], source: int = 0) -> None:
     """Overwrites the tensors on every rank with rank `source`'s, in place. Does nothing on one process."""
     if not is_distributed():

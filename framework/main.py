@@ -73,6 +73,11 @@ def console() -> None:
     except FrameworkError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        if "torch" in sys.modules:
+            from framework.distributed import leave
+
+            leave()
     sys.exit(status if isinstance(status, int) else 0)
 
 
