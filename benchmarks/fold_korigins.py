@@ -17,7 +17,7 @@ import torch
 from benchmarks.common import append_row, environment
 from datamodules.squares_data import PRESETS, draw_sample
 from framework.nn import origins_from_statistics
-from models.korigins_network import KOriginsUNet
+from models.korigins.network import KOriginsUNet
 
 
 def alternate(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

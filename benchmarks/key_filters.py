@@ -18,9 +18,9 @@ from torch import nn
 
 from benchmarks.common import append_row, environment, read_rows
 from framework.nn import ScaleSpaceDepthwiseConv2d, fit_key_filters, load_filters
-from framework.nn.key_filters import METHODS
-from models.classifier_network import build_network
-from models.master_key import write_bank
+from framework.nn.filters.key_filters import METHODS
+from models.master_key.method import write_bank
+from models.master_key.network import build_network
 
 FIT, REPLACE = "fit, six methods", "replace all filters of ConvNeXt V2 Tiny by Method B"
 

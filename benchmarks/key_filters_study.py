@@ -29,10 +29,10 @@ from torch import nn
 
 from benchmarks.common import append_row, environment, read_rows
 from callbacks import FilterReplacement
-from framework.filters import layer_filters, match_table
+from framework.commands.filters import layer_filters, match_table
 from framework.main import main as framework
 from framework.nn import BANKS, fit_key_filters, load_filters, make_bank, match_filters
-from framework.nn.key_filters import METHODS, published_fits
+from framework.nn.filters.key_filters import METHODS, published_fits
 
 WEIGHTS = {
     "mobilenetv2": "mobilenetv2_imagenet/mobilenet_v2.fp16.safetensors",

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import append_row, environment
 from framework.nn import SineLayer, coordinate_grid, luminance, multi_otsu, nested_sort, tile_index
-from models.levels_of_experts_network import LevelsOfExpertsNetwork
+from models.levels_of_experts.network import LevelsOfExpertsNetwork
 
 SIZES = {1024: (32, 32), 4096: (64, 64), 16384: (128, 128), 65536: (256, 256), 393216: (512, 768)}
 FINE_TO_COARSE = (128.0, 8.0, 4.0, 2.0)

@@ -21,8 +21,8 @@ from torch.utils.data import default_collate
 
 from benchmarks.common import environment
 from datamodules.squares_data import PRESETS, SquaresDataset, SquaresPreset, draw_sample
-from framework.nn.korigins import KOrigins
-from models.korigins_network import KOriginsUNet
+from framework.nn.origins.korigins import KOrigins
+from models.korigins.network import KOriginsUNet
 
 TrainingStep = Callable[[torch.Tensor, torch.Tensor], None]
 

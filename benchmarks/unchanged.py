@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from framework.cli import FrameworkCLI
+from framework.commands.cli import FrameworkCLI
 from framework.configs import config_names
 from framework.main import main as framework
 

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from framework.errors import ConfigError
 from framework.nn import SplineLayer, spline_layers
-from framework.nn.spline_optimizer import carry_moments, check_optimizers, rescale_groups
+from framework.nn.splines.optimizer import carry_moments, check_optimizers, rescale_groups
 
 
 class GridExtension(Callback):

@@ -15,7 +15,7 @@ from framework.distributed import broadcast_tensors, ranks
 from framework.errors import ConfigError, DataError
 from framework.figures import segmentation_map_panel
 from framework.nn import equal_bins, kmeans_colours, luminance, map_bits, multi_otsu
-from framework.plain import import_target
+from framework.serialization import import_target
 
 METHODS = ("multi_otsu", "equal_bins", "kmeans")
 

@@ -17,8 +17,8 @@ from callbacks.grid_extension import averaged_models
 from framework.distributed import is_distributed
 from framework.errors import ConfigError
 from framework.nn import SplineLayer, SplineMoments, observe, spline_layers
-from framework.nn.spline_optimizer import stop_momentum
-from framework.nn.spline_pruning import (
+from framework.nn.splines.optimizer import stop_momentum
+from framework.nn.splines.pruning import (
     ChannelGroup,
     Granularity,
     Score,

@@ -8,7 +8,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from framework.base import BaseDataModule
+from framework.data import BaseDataModule
 from framework.errors import ConfigError
 
 

@@ -20,7 +20,7 @@ from datamodules.image_files import (
     scan,
     shown,
 )
-from framework.base import BaseDataModule
+from framework.data import BaseDataModule
 from framework.errors import ConfigError, DataError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

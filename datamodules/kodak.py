@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from datamodules.image_files import read_pixels
-from framework.base import BaseDataModule
+from framework.data import BaseDataModule
 from framework.errors import ConfigError, DataError
 from framework.nn import Grid, coordinate_grid
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.image_files import Finish, TrainTransform, read_rgb
-from framework.base import BaseDataModule
+from framework.data import BaseDataModule
 from framework.errors import ConfigError, DataError
 
 #: files inside the scikit-image wheel; those for evaluation show other scenes than those for training

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datamodules.segmentation_data import Augmentation, Normalize, Pair, SegmentationFiles, list_images
-from framework.base import BaseDataModule
+from framework.data import BaseDataModule
 from framework.errors import ConfigError, DataError
 
 

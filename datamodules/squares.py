@@ -7,7 +7,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from datamodules.squares_data import PRESETS, ShapeKind, SquaresDataset, SquaresPreset
-from framework.base import BaseDataModule
+from framework.data import BaseDataModule
 from framework.errors import ConfigError
 from framework.suggest import nearest
 

@@ -12,9 +12,12 @@ from framework.errors import ConfigError, FrameworkError
 
 #: verb -> (function `run(args) -> int`, one line for --help); imported only when called
 VERBS = {
-    "filters": ("framework.filters:run", "fit, match, extract and show depthwise filters as scale-space operators"),
-    "list": ("framework.listing:run", "methods, data, callbacks and configurations, a line each"),
-    "doctor": ("framework.doctor:run", "versions, devices, and whether this installation is healthy"),
+    "filters": (
+        "framework.commands.filters:run",
+        "fit, match, extract and show depthwise filters as scale-space operators",
+    ),
+    "list": ("framework.commands.listing:run", "methods, data, callbacks and configurations, a line each"),
+    "doctor": ("framework.commands.doctor:run", "versions, devices, and whether this installation is healthy"),
 }
 TRAINER_VERBS = {
     "fit": "train a method",
@@ -54,7 +57,7 @@ def main(args: Sequence[str] | None = None) -> Any:
     # A user's modules lie in the working directory; at the end of the path they cannot shadow ours.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    from framework.cli import run_trainer_verb
+    from framework.commands.cli import run_trainer_verb
 
     for module in modules:
         try:

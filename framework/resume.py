@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from framework.errors import ConfigError
-from framework.plain import NotPlain, class_path, to_plain
+from framework.serialization import NotPlain, class_path, to_plain
 
 #: builds optimizer and scheduler, every group's learning rate multiplied by its factor first; None: as they are
 Build = Callable[[Sequence[float] | None], tuple[Optimizer, LRScheduler | None]]

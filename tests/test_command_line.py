@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
+from framework.commands.precedence import layer_arguments
 from framework.errors import CheckpointError, ConfigError
-from framework.layers import layer_arguments
 from framework.main import main
 
 
@@ -78,10 +78,10 @@ def test_a_checkpoint_brings_its_class_when_no_config_names_one(fitted, run) -> 
 def test_a_checkpoint_of_another_class_is_an_error_that_names_both(fitted, run, tiny, tmp_path) -> None:
     _, checkpoint = fitted
     content = torch.load(checkpoint, weights_only=True)
-    content["class_path"] = "models.kmunet.KMUNet"
+    content["class_path"] = "models.kmunet.method.KMUNet"
     other = tmp_path / "other.ckpt"
     torch.save(content, other)
-    with pytest.raises(CheckpointError, match=r"holds a models\.kmunet\.KMUNet.*asks for KOriginsSegmentation"):
+    with pytest.raises(CheckpointError, match=r"holds a models\.kmunet\.method\.KMUNet.*asks for KOriginsSegmentation"):
         run("test", *tiny, "--ckpt_path", str(other))
 
 

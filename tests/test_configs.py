@@ -5,7 +5,7 @@ import torch
 import yaml
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from framework.cli import FrameworkCLI
+from framework.commands.cli import FrameworkCLI
 from framework.configs import config_names, config_roots, find_config, run_name
 from framework.errors import ConfigError
 from models import MaskedFinola, MasterKeyClassifier

@@ -16,9 +16,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset
 
 from datamodules import SquaresDataModule
-from framework.base import BaseDataModule, BaseMethod
+from framework.data import BaseDataModule
 from framework.distributed import EpochIndex, EpochSampler, UnpaddedDistributedSampler, checksum
 from framework.errors import CheckpointError, ConfigError, DivergenceError
+from framework.method import BaseMethod
 from framework.resume import apply_changed_settings
 from models import KOriginsSegmentation
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from framework.commands.filters import layer_filters
+from framework.commands.filters import run as filters
 from framework.errors import DataError
 from framework.figures import (
     explained_energy,
@@ -17,9 +19,7 @@ from framework.figures import (
     replacement_figure,
     sigma_distributions,
 )
-from framework.filters import layer_filters
-from framework.filters import run as filters
-from framework.nn.key_filters import NAMES
+from framework.nn.filters.key_filters import NAMES
 
 
 def legend(figure) -> list[str]:

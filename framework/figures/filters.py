@@ -107,8 +107,8 @@ def sigma_distributions(sigmas: Mapping[str, np.ndarray], grid: np.ndarray, titl
     """How often each operator takes each scale.
 
     Args:
-        sigmas: operator (`framework.nn.key_filters.NAMES`) -> (n, 2) sigma_x and sigma_y in pixels; n may be 0. Equal
-            columns are drawn once.
+        sigmas: operator (`framework.nn.filters.key_filters.NAMES`) -> (n, 2) sigma_x and sigma_y in pixels; n may be 0.
+            Equal columns are drawn once.
         grid: (g,) the scales that were tried, increasing; each gets a bar with the values nearest to it.
         title: of the figure.
     """

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from framework.errors import DataError
 from framework.figures.style import PALETTE, bare, new_figure
-from framework.nn.spline_layer import SplineLayer
-from framework.nn.spline_moments import SplineMoments, histogram_range
+from framework.nn.splines.layer import SplineLayer
+from framework.nn.splines.moments import SplineMoments, histogram_range
 
 Shown = Mapping[str, tuple[SplineLayer, SplineMoments]]
 

@@ -1,8 +1,12 @@
 """The layers and the mathematics behind them: plain torch and numpy, no Lightning, no data, no plotting."""
 
-from framework.nn.bspline import SplineGrid, bspline_basis
-from framework.nn.experts import ExpertLinear, NestedSort, Segment, clip_segments, nested_sort, tile_index
-from framework.nn.filter_banks import (
+import importlib
+import sys
+
+from framework.nn.coordinates.experts import ExpertLinear, NestedSort, Segment, clip_segments, nested_sort, tile_index
+from framework.nn.coordinates.luminance import equal_bins, kmeans_colours, luminance, map_bits, multi_otsu
+from framework.nn.coordinates.siren import Grid, SineLayer, coordinate_grid, siren_bound, siren_init_
+from framework.nn.filters.banks import (
     BANKS,
     Match,
     approximate,
@@ -15,8 +19,18 @@ from framework.nn.filter_banks import (
     random_bank,
     refit_bank,
 )
-from framework.nn.finola import Finola
-from framework.nn.intensity import (
+from framework.nn.filters.key_filters import KeyFilterFit, fit_key_filters, idealised_bank, key_filter, load_filters
+from framework.nn.filters.replacement import (
+    ReferenceStatistics,
+    SharedPrefix,
+    evaluating,
+    recalibrated,
+    reference_statistics,
+    swapped,
+)
+from framework.nn.filters.scale_space import discrete_gaussian, remove_mean, spread
+from framework.nn.filters.scale_space_conv import ScaleSpaceDepthwiseConv2d
+from framework.nn.origins.intensity import (
     bayes_accuracy,
     bayes_confusion,
     bayes_iou,
@@ -25,26 +39,42 @@ from framework.nn.intensity import (
     multi_otsu_statistics,
     origins_from_statistics,
 )
-from framework.nn.kan import KANConv2d, KANConvTranspose2d, KANLinear
-from framework.nn.key_filters import KeyFilterFit, fit_key_filters, idealised_bank, key_filter, load_filters
-from framework.nn.korigins import FoldedKOrigins, KOrigins, fold_korigins
-from framework.nn.linear_codes import Pca, dct_top, dct_zonal
-from framework.nn.luminance import equal_bins, kmeans_colours, luminance, map_bits, multi_otsu
-from framework.nn.probe import linear_probe
-from framework.nn.replacement import (
-    ReferenceStatistics,
-    SharedPrefix,
-    evaluating,
-    recalibrated,
-    reference_statistics,
-    swapped,
-)
-from framework.nn.scale_space import discrete_gaussian, remove_mean, spread
-from framework.nn.scale_space_conv import ScaleSpaceDepthwiseConv2d
-from framework.nn.siren import Grid, SineLayer, coordinate_grid, siren_bound, siren_init_
-from framework.nn.spline_layer import SplineLayer, spline_layers
-from framework.nn.spline_moments import CrossMoments, SplineMoments, observe
-from framework.nn.waves import commutator, complement_basis, pde_residual, wave_speeds
+from framework.nn.origins.korigins import FoldedKOrigins, KOrigins, fold_korigins
+from framework.nn.splines.bspline import SplineGrid, bspline_basis
+from framework.nn.splines.kan import KANConv2d, KANConvTranspose2d, KANLinear
+from framework.nn.splines.layer import SplineLayer, spline_layers
+from framework.nn.splines.moments import CrossMoments, SplineMoments, observe
+from framework.nn.waves.analysis import commutator, complement_basis, pde_residual, wave_speeds
+from framework.nn.waves.finola import Finola
+from framework.nn.waves.linear_codes import Pca, dct_top, dct_zonal
+from framework.nn.waves.probe import linear_probe
+
+#: modules by their names before they were put into folders; other people's code imports from them
+_MOVED = {
+    "bspline": "splines.bspline",
+    "experts": "coordinates.experts",
+    "filter_banks": "filters.banks",
+    "finola": "waves.finola",
+    "intensity": "origins.intensity",
+    "kan": "splines.kan",
+    "key_filters": "filters.key_filters",
+    "korigins": "origins.korigins",
+    "linear_codes": "waves.linear_codes",
+    "luminance": "coordinates.luminance",
+    "probe": "waves.probe",
+    "replacement": "filters.replacement",
+    "scale_space": "filters.scale_space",
+    "scale_space_conv": "filters.scale_space_conv",
+    "siren": "coordinates.siren",
+    "spline_expansion": "splines.expansion",
+    "spline_layer": "splines.layer",
+    "spline_moments": "splines.moments",
+    "spline_optimizer": "splines.optimizer",
+    "spline_pruning": "splines.pruning",
+}
+for _old, _new in _MOVED.items():
+    sys.modules[f"{__name__}.{_old}"] = importlib.import_module(f"{__name__}.{_new}")
+    globals().setdefault(_old, sys.modules[f"{__name__}.{_old}"])
 
 __all__ = [
     "BANKS",

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from framework.base import BaseMethod, Batch, Split
 from framework.errors import ConfigError
 from framework.figures import reconstruction_grid, residual_map, speed_spectrum
+from framework.method import BaseMethod, Batch, Split
 from framework.nn import Finola, commutator, pde_residual, wave_speeds
-from framework.nn.finola import Scheme
+from framework.nn.waves.finola import Scheme
 from models.finola.encoder import Pooling
 from models.finola.network import Expansion, FinolaNetwork
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio
 
-from framework.base import BaseMethod, Batch, Split
 from framework.errors import ConfigError
 from framework.figures import reconstruction_grid
+from framework.method import BaseMethod, Batch, Split
 from framework.nn import Finola
 from models.finola.autoencoder import ADAMW, Loss, check_rate, parameter_groups, pixel_loss
 from models.finola.decoder import Decoder

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.nn import Finola
-from framework.nn.finola import Scheme
+from framework.nn.waves.finola import Scheme
 from models.finola.decoder import Decoder
 from models.finola.encoder import Pooling, build_encoder, build_pool
 

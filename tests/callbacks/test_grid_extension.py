@@ -16,8 +16,8 @@ from datamodules import CellsDataModule
 from framework.distributed import checksum
 from framework.errors import ConfigError
 from framework.nn import KANConv2d, KANLinear, spline_layers
-from framework.nn.bspline import refinement_matrix
-from framework.nn.spline_optimizer import DEGREES, carry_moments, check_optimizers, map_moments, rescale_groups
+from framework.nn.splines.bspline import refinement_matrix
+from framework.nn.splines.optimizer import DEGREES, carry_moments, check_optimizers, map_moments, rescale_groups
 from models import KMUNet
 from tests.kmunet_words import TINY_KMUNET
 

@@ -12,7 +12,7 @@ from callbacks.grid_extension import averaged_models
 from framework.distributed import checksum
 from framework.errors import ConfigError
 from framework.nn import KANConv2d, KANLinear, observe, spline_layers
-from framework.nn.spline_pruning import add_group_lasso_gradient, choose_edges, edge_scores, group_lasso
+from framework.nn.splines.pruning import add_group_lasso_gradient, choose_edges, edge_scores, group_lasso
 from models import KMUNet
 from tests.callbacks.test_grid_extension import AVERAGES, Foreign, cells, quiet, resumed, small
 from tests.kmunet_words import TINY_KMUNET
@@ -83,7 +83,7 @@ def test_pruned_edges_have_no_gradient_no_momentum_and_never_come_back() -> None
     torch.manual_seed(0)
     layer = KANConv2d(3, 4, 3, padding=1, base="silu")
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.1)
-    from framework.nn.spline_optimizer import stop_momentum
+    from framework.nn.splines.optimizer import stop_momentum
 
     def step():
         optimizer.zero_grad()

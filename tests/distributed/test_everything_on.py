@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
-from framework.base import BaseMethod
 from framework.configs import config_names
 from framework.lifecycle import EpochFigures
+from framework.method import BaseMethod
 from tests.helpers.witness import witnessed
 from tests.test_contracts import Line, PointsData
 

@@ -10,7 +10,7 @@ from framework.errors import CheckpointError, ConfigError, DataError, Divergence
 from framework.figures import edge_strength_maps, outside_fractions, spline_curves
 from framework.nn import KANConv2d, KANConvTranspose2d, KOrigins, spline_layers
 from models import KMUNet
-from models.kmunet import ClassDice, ClassIoU, segmentation_loss
+from models.kmunet.method import ClassDice, ClassIoU, segmentation_loss
 
 
 def trained_like(model: KMUNet) -> KMUNet:
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_another_method_names_both(run, tmp_path) -> None:
     trainer = quiet(tmp_path, max_steps=1)
     trainer.fit(KMUNet(num_classes=3, width=2, stages=1), CellsDataModule(images=4, side=16, batch_size=4))
     trainer.save_checkpoint(tmp_path / "kmunet.ckpt")
-    with pytest.raises(CheckpointError, match=r"holds a models\.kmunet\.KMUNet.*KOriginsSegmentation"):
+    with pytest.raises(CheckpointError, match=r"holds a models\.kmunet\.method\.KMUNet.*KOriginsSegmentation"):
         run("test", "-c", "korigins/quickstart", "--ckpt_path", "kmunet.ckpt")
 
 

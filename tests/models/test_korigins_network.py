@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.nn import FoldedKOrigins, KOrigins
-from models.korigins_network import FAMILIES, KOriginsUNet, full_receptive_field, receptive_field
+from models.korigins.network import FAMILIES, KOriginsUNet, full_receptive_field, receptive_field
 
 ORIGINS = [16000.0, 24000.0, 21000.0, 29000.0, 20700.0, 32700.0]  # augmentation preset: mu -+ 2 sigma of 3 classes
 

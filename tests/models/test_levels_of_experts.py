@@ -13,7 +13,7 @@ from callbacks import SegmentationMaps
 from datamodules import KodakDataModule
 from framework.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from models import LevelsOfExperts
-from models.levels_of_experts_network import LevelsOfExpertsNetwork
+from models.levels_of_experts.network import LevelsOfExpertsNetwork
 from tests.models.loe_tools import EXPERTS, fit, make_model, write_pictures
 
 

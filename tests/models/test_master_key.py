@@ -12,12 +12,12 @@ from lightning.pytorch import Trainer
 from safetensors.torch import save_file
 from torch import nn
 
+from framework.commands.precedence import layer_arguments
 from framework.errors import CheckpointError, ConfigError
-from framework.layers import layer_arguments
 from framework.nn import ScaleSpaceDepthwiseConv2d, approximate, depthwise_convolutions, idealised_bank, match_filters
 from models import MasterKeyClassifier
-from models.classifier_network import build_network, convert_keys, load_file_into, read_state_dict
-from models.master_key import depthwise_kernels
+from models.master_key.method import depthwise_kernels
+from models.master_key.network import build_network, convert_keys, load_file_into, read_state_dict
 
 SMALL = {"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 16]}
 

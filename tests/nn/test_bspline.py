@@ -9,7 +9,7 @@ from scipy.interpolate import BSpline
 
 from framework.errors import ConfigError
 from framework.nn import SplineGrid, bspline_basis
-from framework.nn.bspline import (
+from framework.nn.splines.bspline import (
     dense_basis,
     end_slopes,
     greville,
@@ -18,7 +18,7 @@ from framework.nn.bspline import (
     refinement_matrix,
     uniform_moments,
 )
-from framework.nn.spline_expansion import scatter_values
+from framework.nn.splines.expansion import scatter_values
 
 ORDERS = (1, 2, 3)
 TAILS = ("linear", "clamp", "zero")

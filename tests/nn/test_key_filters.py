@@ -10,7 +10,7 @@ from scipy.special import ive
 
 from framework.errors import ConfigError, DataError
 from framework.nn import fit_key_filters, idealised_bank, key_filter, load_filters, remove_mean, spread
-from framework.nn.key_filters import (
+from framework.nn.filters.key_filters import (
     METHODS,
     PUBLISHED_SIGMAS,
     dc_offset,
@@ -20,7 +20,7 @@ from framework.nn.key_filters import (
     resize_bank,
     weighted_variances,
 )
-from framework.nn.scale_space import sharpened_delta
+from framework.nn.filters.scale_space import sharpened_delta
 
 # specification, section 4: (sigma_x, sigma_y) of filters 1 to 6 and 8; filter 7 is (sigma, alpha)
 TABLE = {

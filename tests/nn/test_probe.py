@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize
 
 from framework.errors import DataError
-from framework.nn.probe import linear_probe
+from framework.nn.waves.probe import linear_probe
 
 
 def blobs(count=200, gap=4.0, seed=0) -> tuple[torch.Tensor, torch.Tensor]:

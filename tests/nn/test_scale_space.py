@@ -12,7 +12,7 @@ from scipy.special import ive
 
 from framework.errors import ConfigError
 from framework.nn import discrete_gaussian, remove_mean, spread
-from framework.nn.scale_space import difference_matrix, sharpened_delta, smoothed_difference
+from framework.nn.filters.scale_space import difference_matrix, sharpened_delta, smoothed_difference
 
 quick = settings(max_examples=25, deadline=None)
 WIDE = 60

@@ -1,0 +1,1 @@
+"""The verbs of the `framework` command; each module is imported only when its verb is called."""

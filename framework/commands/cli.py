@@ -1,0 +1,237 @@
+"""LightningCLI with bare class names, one run folder, a fixed precedence and short errors.
+
+Precedence: the command line wins over the checkpoint, the checkpoint over configuration files; every value that one
+layer takes from another is printed. LightningCLI lets the checkpoint win silently, even over the class.
+"""
+
+import argparse
+import contextlib
+import inspect
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import callbacks
+import datamodules
+import framework
+import models
+from framework.commands.precedence import layer_arguments
+from framework.distributed import say
+from framework.errors import ConfigError, FrameworkError
+from framework.lifecycle import missing_contracts
+from framework.method import BaseMethod
+from framework.suggest import shorten
+
+DEFAULT_SEED = 0
+RUNS = "runs"
+
+
+# Lightning's advice that does not apply: loaders are light, runs get a folder each, epochs may be short.
+_IRRELEVANT = (
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    "The dirpath has changed.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*args parameter is intended to run from within Python.*",
+    ".*exists and is not empty.*",
+    ".*was deprecated in v4.49.0.*",
+)
+
+
+def run_trainer_verb(words: Sequence[str]) -> "FrameworkCLI":
+    """Builds and runs fit, validate, test or predict."""
+    for message in _IRRELEVANT:
+        warnings.filterwarnings("ignore", message=rf"\s*{message}")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    return FrameworkCLI(args=list(words))
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage().lower() and "litmodels" not in record.getMessage().lower()
+
+
+def _framework_error(error: BaseException) -> FrameworkError | None:
+    """The error of ours that jsonargparse wrapped, if there is one."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, FrameworkError):
+        link = link.__cause__ or link.__context__
+    return link
+
+
+class FrameworkCLI(LightningCLI):
+    """The command line of all methods.
+
+    Args:
+        args: verb, options and values, e.g. `["fit", "-c", "korigins/quickstart", "--model.width", "8"]`.
+    """
+
+    trainer: Trainer
+    model: LightningModule
+    datamodule: LightningDataModule
+
+    def __init__(self, args: ArgsType = None) -> None:
+        strict = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=DEFAULT_SEED,
+            auto_configure_optimizers=False,
+            parser_kwargs={**strict, **{verb: dict(strict) for verb in self.subcommands()}},
+            args=args,
+        )
+
+    # ------------------------------------------------------------------ parsing
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds `--name`, the run folder's name."""
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Run folder below `runs`; by default the config's name."
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses in layers: config files, then the checkpoint's hyper-parameters, then the command line."""
+        words = list(sys.argv[1:] if args is None else args)  # type: ignore[arg-type]
+        self.layers = layer_arguments(words, list(self.subcommands()), Path(RUNS))
+        for line in self.layers.notes:
+            say(line)
+        try:
+            # LightningCLI warns when args and sys.argv are both there, as they are under pytest.
+            self.config = parser.parse_args(self.layers.words)
+        except (argparse.ArgumentError, MisconfigurationException) as error:
+            verb = self.layers.verb
+            keys = parser_keys(self._subcommand_parsers[verb]) if verb in self._subcommand_parsers else []
+            raise ConfigError(shorten(str(error), [*keys, *argument_names()], class_names())) from error
+        if self.layers.checkpoint:
+            self.config[self.layers.verb]["ckpt_path"] = str(self.layers.checkpoint)
+
+    def _parse_ckpt_path(self) -> None:
+        if self.layers.hparams is None:
+            return
+        final = yaml.safe_load(self.parser.dump(self.config, format="yaml"))[self.layers.verb].get("model", {})
+        for line in self.layers.command_line_overrides(final.get("init_args", {})):
+            say(line)
+
+    def instantiate_classes(self) -> None:
+        """As LightningCLI, with jsonargparse's wrapping taken off our errors."""
+        try:
+            super().instantiate_classes()
+        except (argparse.ArgumentError, ValueError, TypeError) as error:
+            if ours := _framework_error(error):
+                raise ours from None
+            if isinstance(error, argparse.ArgumentError):
+                raise ConfigError(shorten(str(error), argument_names(), class_names())) from error
+            raise
+
+    # ------------------------------------------------------------------ run folder, loggers, default callbacks
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks_: list[Callback]) -> Trainer:
+        root = config.get("default_root_dir") or RUNS
+        name = self._get(self.config, "name") or self.layers.name or type(self.model).__name__
+        config["logger"] = default_loggers(config.get("logger"), str(root), name)
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        return super()._instantiate_trainer(config, callbacks_ + default_callbacks(self.model, [*given, *callbacks_]))
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("weights_only", True) is None:
+            kwargs["weights_only"] = True  # all our checkpoints hold tensors and plain types only
+        return kwargs
+
+    def after_fit(self) -> None:
+        """Says where everything is and how long it took."""
+        checkpoint = self.trainer.checkpoint_callback
+        say(f"run folder: {self.trainer.log_dir}")
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
+            score = checkpoint.best_model_score
+            shown = f" ({checkpoint.monitor} {float(score):.4f})" if score is not None else ""
+            say(f"best checkpoint: {checkpoint.best_model_path}{shown}")
+        wall = time.monotonic() - framework.IMPORTED_AT
+        times = [f"{wall:.1f} s of wall time since the start, imports included"]
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, callbacks.FigureWriter) and callback.elapsed is not None:
+                times.append(f"{callback.elapsed:.1f} s from the first training step to the last figure")
+        say("; ".join(times))
+
+    def after_test(self) -> None:
+        """Says where everything is."""
+        say(f"run folder: {self.trainer.log_dir}")
+
+
+def default_loggers(logger: Any, root: str, name: str) -> Any:
+    """CSV always, TensorBoard unless another logger is configured, in one versioned run folder `root/name/version_N`.
+
+    `logger: false` in the configuration turns all of it off.
+    """
+    if logger is False:
+        return False
+    given: list[Logger] = [] if logger in (None, True) else logger if isinstance(logger, list) else [logger]
+    if any(isinstance(g, CSVLogger) for g in given):
+        return given
+    version = next_version(Path(root, name))
+    csv = CSVLogger(root, name=name, version=version)
+    return [csv, *(given or [TensorBoardLogger(root, name=name, version=version, default_hp_metric=False)])]
+
+
+def next_version(folder: Path) -> str:
+    """`version_N` with the first N above every one in the folder."""
+    numbers = [-1]
+    for path in folder.glob("version_*"):
+        with contextlib.suppress(ValueError):
+            numbers.append(int(path.name.removeprefix("version_")))
+    return f"version_{max(numbers) + 1}"
+
+
+def default_callbacks(model: LightningModule, given: Sequence[Callback]) -> list[Callback]:
+    """The callbacks every run has, less those of a type that the configuration already gives."""
+    # At the end of the training epoch, after validation: such a checkpoint resumes exactly. Two of them, because
+    # `save_last` writes only when the best one is written.
+    common: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    # A method brings the contracts itself.
+    defaults: list[Callback] = [] if isinstance(model, BaseMethod) else missing_contracts(None)
+    if monitor := getattr(model, "monitor", None):
+        mode = getattr(model, "monitor_mode", "min")
+        defaults.append(ModelCheckpoint(filename="best", **common, monitor=monitor, mode=mode))
+    defaults.append(ModelCheckpoint(filename="last", **common))
+    defaults += [callbacks.InterruptCheckpoint(), callbacks.FigureWriter()]
+    return [callback for callback in defaults if not any(isinstance(g, type(callback)) for g in given)]
+
+
+# ---------------------------------------------------------------------- names for did-you-mean
+
+
+def parser_keys(parser: LightningArgumentParser) -> list[str]:
+    """Every key of a parser, "trainer.max_epochs" and the like."""
+    return [action.dest for action in parser._actions if action.dest and action.dest != "help"]
+
+
+def class_names() -> list[str]:
+    """The bare class names of ours that a configuration may use, and the usual ones of torch."""
+    ours = [*models.__all__, *datamodules.__all__, *callbacks.__all__]
+    return [*ours, "Adam", "AdamW", "SGD", "StepLR", "CosineAnnealingLR", "OneCycleLR", "ReduceLROnPlateau", "Trainer"]
+
+
+def argument_names() -> list[str]:
+    """The argument names of our own classes, as they are written under `init_args`."""
+    names: dict[str, None] = {}
+    for package in (models, datamodules, callbacks):
+        for class_name in package.__all__:
+            for base in getattr(package, class_name).__mro__:
+                if base.__module__.split(".")[0] in ("framework", "models", "datamodules", "callbacks"):
+                    parameters = inspect.signature(base.__init__).parameters
+                    names.update(dict.fromkeys(p for p in parameters if p not in ("self", "args", "kwargs")))
+    return list(names)

@@ -1,0 +1,211 @@
+"""The order of configuration layers: files, then the checkpoint, then the command line."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from framework.configs import find_config, run_name
+from framework.errors import CheckpointError, ConfigError
+from framework.serialization import same_class
+
+
+@dataclasses.dataclass
+class Layers:
+    """The words of a command in order of precedence, lowest first, and what is to be said about them."""
+
+    verb: str
+    words: list[str]
+    name: str | None
+    checkpoint: Path | None = None
+    hparams: dict[str, Any] | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def command_line_overrides(self, final: Mapping[str, Any]) -> Iterator[str]:
+        """One line for every hyper-parameter of the checkpoint that the parsed configuration `final` changed."""
+        for key, stored, value in differences(self.hparams or {}, final):
+            yield f"model.{key}: {value!r} from the command line (the checkpoint had {stored!r})"
+
+
+def layer_arguments(words: Sequence[str], verbs: Sequence[str], runs: Path) -> Layers:
+    """Orders a command's words: verb, config files, the checkpoint's hyper-parameters, everything else.
+
+    Args:
+        words: the words after `framework`.
+        verbs: the Trainer verbs.
+        runs: the folder of run folders unless `trainer.default_root_dir` names another; there `--ckpt_path best` and
+            `last` are looked up, below the name that fit gives the run.
+
+    Raises:
+        ConfigError: a config that is not there or is not YAML.
+        CheckpointError: a checkpoint that is not there, is broken, or is of another class.
+    """
+    start = next((i for i, word in enumerate(words) if word in verbs), None)
+    if start is None:
+        return Layers("", list(words), None)
+    head, verb, tail = list(words[:start]), words[start], list(words[start + 1 :])
+    configs, rest = _take_option(tail, ("-c", "--config"))
+    paths = [c if c.lstrip().startswith("{") else str(find_config(c)) for c in configs]
+    contents = [_read_config(path) for path in paths]
+    named = [c for c in configs if not c.lstrip().startswith("{")]
+    layers = Layers(verb, [], run_name(named[0]) if named else None)
+    given: list[Any] = [*(content.get("ckpt_path") for content in contents), *_values(rest, "--ckpt_path")]
+    layers.checkpoint = _find_checkpoint(
+        next((g for g in reversed(given) if g), None), _run_folder(contents, rest, runs, layers.name)
+    )
+    words_of_files = [word for path in paths for word in ("--config", path)]
+    if layers.checkpoint is not None:
+        layers.hparams, layer = _checkpoint_layer(layers.checkpoint, contents, rest, layers.notes)
+        words_of_files += ["--config", json.dumps(layer)] if layer else []
+        rest = _drop_option(rest, "--ckpt_path")
+    layers.words = [*head, verb, *words_of_files, *rest]
+    return layers
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(key, old value, new value) wherever both have the key and the values differ; nested keys are dotted."""
+    flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+    for key, value in flat_old.items():
+        if key in flat_new and not _same(key, value, flat_new[key]):
+            yield key, value, flat_new[key]
+
+
+def _same(key: str, a: Any, b: Any) -> bool:
+    if key.rsplit(".", 1)[-1] in ("class_path", "init_args") and isinstance(a, str) and isinstance(b, str):
+        return same_class(a, b)
+    return a == b
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        text = path if path.lstrip().startswith("{") else Path(path).read_text()
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"-c {path}: cannot be read as YAML: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"-c {path}: expected keys and values at the top, got {type(content).__name__}")
+    return content or {}
+
+
+def _checkpoint_layer(
+    path: Path, contents: Sequence[Mapping[str, Any]], rest: Sequence[str], notes: list[str]
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The checkpoint's hyper-parameters and, as a configuration, its model section."""
+    checkpoint = load_checkpoint(path)
+    hparams = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
+    stored = checkpoint.get("class_path") or checkpoint.get("hyper_parameters", {}).get("_class_path")
+    if stored is None:
+        return None, None
+    asked = _asked_class(contents, rest)
+    if asked is not None and not same_class(asked, stored):
+        raise CheckpointError(
+            f"ckpt_path: {path} holds a {stored}, but the configuration asks for {asked}; "
+            "give a checkpoint of that class, or the configuration that belongs to this one"
+        )
+    init_args: dict[str, Any] = {}
+    for model in _model_sections(contents):
+        init_args = _merge(init_args, model.get("init_args") or {})
+    for key, value, kept in differences(init_args, hparams):
+        notes.append(f"model.{key}: {kept!r} from the checkpoint (the config file had {value!r})")
+    return hparams, {"model": {"class_path": stored, "init_args": hparams}}
+
+
+def _model_sections(contents: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    for content in contents:
+        model = content.get("model") or {}
+        yield {"class_path": model} if isinstance(model, str) else model
+
+
+def _asked_class(contents: Sequence[Mapping[str, Any]], rest: Sequence[str]) -> str | None:
+    """The model's class as the files and the command line name it."""
+    given = [model.get("class_path") for model in _model_sections(contents)]
+    given += [*_values(rest, "--model"), *_values(rest, "--model.class_path")]
+    return next((g for g in reversed(given) if g), None)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content on the CPU, tensors and plain types only.
+
+    Raises:
+        CheckpointError: the file is not there or is not a checkpoint.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"ckpt_path: there is no file {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise CheckpointError(
+            f"ckpt_path: {path} cannot be read as a checkpoint ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise CheckpointError(f"ckpt_path: {path} is not a Lightning checkpoint (it has no state_dict)")
+    return content
+
+
+def _run_folder(contents: Sequence[Mapping[str, Any]], rest: Sequence[str], runs: Path, config: str | None) -> Path:
+    """The folder in which fit, given the same words, numbers its runs."""
+    roots: list[Any] = [(content.get("trainer") or {}).get("default_root_dir") for content in contents]
+    roots += _values(rest, "--trainer.default_root_dir")
+    names: list[Any] = [content.get("name") for content in contents] + _values(rest, "--name")
+    root, name = (next((v for v in reversed(values) if v and v != "null"), None) for values in (roots, names))
+    fallback = config or (_asked_class(contents, rest) or "").rsplit(".", 1)[-1]
+    return Path(root or runs, name or fallback)
+
+
+def _find_checkpoint(given: str | None, folder: Path) -> Path | None:
+    if given is None:
+        return None
+    if given not in ("best", "last"):
+        path = Path(given)
+        if not path.is_file():
+            raise CheckpointError(f"ckpt_path: there is no file {given}")
+        return path
+    found = sorted(folder.glob(f"version_*/checkpoints/{given}.ckpt"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise CheckpointError(f"ckpt_path: no run below {folder} has a {given}.ckpt; fit first, or give a path")
+    return found[-1]
+
+
+def _take_option(words: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
+    values, rest = [], []
+    stream = iter(words)
+    for word in stream:
+        head, equals, value = word.partition("=")
+        if word in names:
+            value = next(stream, "")
+            if not value:
+                raise ConfigError(f"{word}: expected a path or a name after it")
+            values.append(value)
+        elif equals and head in names:
+            values.append(value)
+        else:
+            rest.append(word)
+    return values, rest
+
+
+def _values(words: Sequence[str], name: str) -> list[str]:
+    return _take_option(words, (name,))[0] if name in words or any(w.startswith(f"{name}=") for w in words) else []
+
+
+def _drop_option(words: Sequence[str], name: str) -> list[str]:
+    return _take_option(words, (name,))[1]
+
+
+def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,110 @@
+"""BaseDataModule, the LightningDataModule that people subclass: loaders that are the same on any number of ranks."""
+
+from collections.abc import Sequence, Sized
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from framework.distributed import EpochSampler, UnpaddedDistributedSampler
+from framework.errors import ConfigError
+
+
+class BaseDataModule(LightningDataModule):
+    """Loaders with a training order drawn from (seed, epoch) and evaluation that never repeats a sample.
+
+    A subclass overrides `configure_dataset`. A sample is a dict of tensors with the keys `image`, `mask`, `label`,
+    `coords`, `index`, of which `index` (int64) is unique within its split.
+
+    Args:
+        batch_size: samples per training step and rank.
+        eval_batch_size: samples per evaluation step; None: as `batch_size`.
+        num_workers: loader processes; 0 loads in the main process.
+        seed: seed of the training order (and of augmentation or synthesis in subclasses).
+    """
+
+    def __init__(
+        self, batch_size: int = 32, eval_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size or batch_size}.items():
+            if value < 1:
+                raise ConfigError(f"data.{name}: expected at least 1, got {value}")
+        if num_workers < 0:
+            raise ConfigError(f"data.num_workers: expected 0 or more, got {num_workers}")
+        if seed < 0:
+            raise ConfigError(f"data.seed: expected 0 or more, got {seed}")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.datasets: dict[str, Dataset] = {}
+
+    def configure_dataset(self, split: Literal["train", "val", "test", "predict"]) -> Dataset:
+        """The dataset of a split. Called once per split that a verb needs, after `prepare_data`, on every rank."""
+        raise NotImplementedError(f"{type(self).__name__} must override configure_dataset(split)")
+
+    def setup(self, stage: str) -> None:
+        """Builds the datasets that `stage` (fit, validate, test or predict) needs.
+
+        Raises:
+            ConfigError: more ranks than samples to evaluate.
+        """
+        needs = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+        for split in needs[stage]:
+            if split not in self.datasets:
+                self.datasets[split] = self.configure_dataset(cast(Any, split))
+        self._check_ranks(stage, needs[stage])
+
+    def _check_ranks(self, stage: str, splits: Sequence[str]) -> None:
+        # Here every rank raises; later, the rank without a sample would fail alone and leave the others waiting.
+        world_size = self._ranks()[0]
+        for split in splits:
+            dataset = self.datasets[split]
+            unused = split == "train" or (stage == "fit" and getattr(self.trainer, "limit_val_batches", None) == 0)
+            if not unused and isinstance(dataset, Sized) and 0 < len(dataset) < world_size:
+                raise ConfigError(
+                    f"trainer.devices: expected at most one process per sample of the {split} split, got {world_size} "
+                    f"processes for {len(dataset)} samples; give fewer devices or nodes, or a larger {split} split"
+                )
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled, equally many samples per rank."""
+        dataset = cast(Any, self.datasets["train"])
+        if len(dataset) == 0:
+            raise ConfigError(f"{type(self).__name__}: the train split is empty")
+        world_size, rank = self._ranks()
+        sampler = EpochSampler(dataset, world_size, rank, seed=self.seed)
+        # With workers, a resumed run fetches its first batches before Lightning sets the epoch.
+        sampler.set_epoch(self.trainer.current_epoch if self.trainer is not None else 0)
+        return self._loader(dataset, self.batch_size, sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        """In order, without padding."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """In order, without padding."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """In order, without padding."""
+        return self._evaluation_loader("predict")
+
+    def _evaluation_loader(self, split: str) -> DataLoader:
+        dataset = cast(Any, self.datasets[split])
+        return self._loader(dataset, self.eval_batch_size, UnpaddedDistributedSampler(dataset, *self._ranks()))
+
+    def _loader(self, dataset: Dataset, batch_size: int, sampler: Any) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)

@@ -1,0 +1,1 @@
+"""Coordinate networks: sine layers, experts chosen by position or class, luminance classes."""

@@ -1,0 +1,273 @@
+"""A depthwise convolution whose kernels are scale-space operators: five numbers per channel in place of k x k."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from framework.errors import ConfigError
+from framework.nn.filters.banks import dictionary, dictionary_parameters, match_filters
+from framework.nn.filters.key_filters import COUNT, key_filter
+from framework.nn.filters.scale_space import check_odd, remove_mean
+
+_MIN_SIGMA = 1e-3
+
+
+_Pair = tuple[int, ...]
+
+
+def pad_same(x: Tensor, kernel_size: _Pair, stride: _Pair, dilation: _Pair) -> Tensor:
+    """Zeros around (..., H, W) so that a convolution gives ceil(H / stride) x ceil(W / stride), TensorFlow's SAME.
+
+    An odd number of rows or columns puts the surplus one at the bottom and on the right, so that with a stride the
+    sampling grid depends on the size of the picture.
+    """
+    pads: list[int] = []
+    for side, size, step, spread in zip(x.shape[-2:], kernel_size, stride, dilation, strict=True):
+        total = max((-(-side // step) - 1) * step + spread * (size - 1) + 1 - side, 0)
+        pads = [total // 2, total - total // 2, *pads]
+    return F.pad(x, pads) if any(pads) else x
+
+
+class SamePaddingConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding (`pad_same`), also with a stride, which torch's `same` refuses.
+
+    (B, C, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)); arguments as torch.nn.Conv2d's, with its
+    padding left at 0.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution of the padded input."""
+        return super().forward(pad_same(x, self.kernel_size, self.stride, self.dilation))
+
+
+class ScaleSpaceDepthwiseConv2d(nn.Module):
+    """Depthwise convolution with kernel a * operator(sigma_x, sigma_y) + b in every channel.
+
+    The operator's array has its mean removed and unit l2 norm, so that a and b are scale and mean of the kernel. It is
+    a key filter in the published conventions (`key_filter`; filter 7 with alpha 0.5256 and the scale sigma_x),
+    computed in a window of at least 7x7 and cut to its centre. Sigmas are softplus(raw) + 0.001, as in the published
+    learned-scale variant, computed in float32 or better under autocast.
+
+    Args:
+        channels: C, input and output channels.
+        kernel_size: odd side.
+        operators: (C,) indices 1 to 8 of the key filters; None: in turn.
+        sigma: initial sigma_x and sigma_y: a number, (C,) or (C, 2); the published start is 1.5.
+        scale: initial a, a number or (C,).
+        offset: initial b, a number or (C,).
+        stride: of the convolution.
+        padding: in pixels; None keeps the size (at stride 1); `same`: TensorFlow's, at any stride (`pad_same`).
+        dilation: of the convolution.
+        bias: add a bias per channel.
+        trainable: False freezes sigmas, a and b (not the bias).
+
+    Attributes:
+        operator: (C,) int64 buffer, 1 to 8.
+        raw_sigma: (C, 2) parameter, softplus^-1(sigma - 0.001).
+        scale, offset: (C,) parameters, a and b.
+
+    Raises:
+        ConfigError: an even kernel, operators outside 1..8, or shapes that do not belong together.
+    """
+
+    operator: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 7,
+        operators: Tensor | list[int] | None = None,
+        sigma: float | Tensor = 1.5,
+        scale: float | Tensor = 1.0,
+        offset: float | Tensor = 0.0,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | Literal["same"] | None = None,
+        dilation: int | tuple[int, int] = 1,
+        bias: bool = True,
+        trainable: bool = True,
+    ) -> None:
+        super().__init__()
+        check_odd(kernel_size, "kernel_size")
+        if channels < 1:
+            raise ConfigError(f"channels: expected at least 1, got {channels}")
+        index = torch.arange(channels) % COUNT + 1 if operators is None else torch.as_tensor(operators)
+        if index.shape != (channels,) or index.min() < 1 or index.max() > COUNT:
+            raise ConfigError(f"operators: expected {channels} indices from 1 to 8, got {index.tolist()}")
+        if isinstance(padding, str) and padding != "same":
+            raise ConfigError(f"padding: expected pixels, None or 'same', got {padding!r}")
+        self.channels, self.kernel_size = channels, kernel_size
+        self.stride, self.dilation = _pair(stride), _pair(dilation)
+        half = kernel_size // 2
+        self.padding = (self.dilation[0] * half, self.dilation[1] * half) if padding is None else padding
+        self.register_buffer("operator", index.to(torch.int64))
+        sigmas = torch.as_tensor(sigma, dtype=torch.get_default_dtype())
+        sigmas = sigmas[:, None] if sigmas.ndim == 1 else sigmas
+        if sigmas.ndim not in (0, 2) or not torch.isfinite(sigmas).all() or sigmas.min() < 0:
+            raise ConfigError(f"sigma: expected scales of at least 0, a number, (C,) or (C, 2), got {sigma}")
+        self.raw_sigma = nn.Parameter(_inverse_softplus(sigmas).expand(channels, 2).clone(), trainable)
+        self.scale = nn.Parameter(torch.as_tensor(scale).float().expand(channels).clone(), trainable)
+        self.offset = nn.Parameter(torch.as_tensor(offset).float().expand(channels).clone(), trainable)
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+        self._group_channels()
+        self.register_load_state_dict_post_hook(lambda layer, _: layer._group_channels())
+
+    def _group_channels(self) -> None:
+        # every operator's kernels are computed together, and then put into the order of the channels
+        members = [torch.nonzero(self.operator.cpu() == i).flatten().tolist() for i in range(1, COUNT + 1)]
+        self._groups = [(i, channels) for i, channels in enumerate(members, start=1) if channels]
+        self._order = torch.tensor([c for _, channels in self._groups for c in channels]).argsort().tolist()
+
+    @property
+    def sigma(self) -> Tensor:
+        """(C, 2) sigma_x and sigma_y in pixels."""
+        return F.softplus(self.raw_sigma) + _MIN_SIGMA
+
+    @torch.no_grad()
+    def set_sigma(self, sigma: float) -> None:
+        """Sets all scales to one value in pixels, in place."""
+        self.raw_sigma.copy_(_inverse_softplus(torch.full_like(self.raw_sigma, sigma)))
+
+    def kernel(self) -> Tensor:
+        """(C, 1, k, k), what the convolution cross-correlates with; differentiable in sigma, a and b."""
+        with torch.autocast(self.raw_sigma.device.type, enabled=False):
+            sigma = F.softplus(self.raw_sigma.float() if self.raw_sigma.dtype.itemsize < 4 else self.raw_sigma)
+            sigma = sigma + _MIN_SIGMA
+            window = max(self.kernel_size, 7)
+            cut = (window - self.kernel_size) // 2
+            shapes = []
+            for index, members in self._groups:
+                first, second = sigma[members, 0], None if index == 7 else sigma[members, 1]
+                full = key_filter(index, first, second, size=window, points=16 * window)
+                shapes.append(remove_mean(full[:, cut : window - cut, cut : window - cut]))
+            shape = torch.cat(shapes)[self._order]
+            kernel = self.scale[:, None, None] * shape + self.offset[:, None, None]
+        return kernel.unsqueeze(1).to(self.scale.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H', W'), dtype as a convolution's."""
+        padding = self.padding
+        if isinstance(padding, str):
+            x, padding = pad_same(x, (self.kernel_size,) * 2, self.stride, self.dilation), 0
+        kernel = self.kernel().to(x.dtype)
+        return F.conv2d(x, kernel, _as(self.bias, x), self.stride, padding, self.dilation, self.channels)
+
+    def to_conv(self) -> nn.Conv2d:
+        """A plain depthwise convolution with the present kernels, for export: the same output, k x k weights.
+
+        With `padding="same"` it is a SamePaddingConv2d.
+        """
+        same = self.padding == "same"
+        conv = (SamePaddingConv2d if same else nn.Conv2d)(
+            self.channels,
+            self.channels,
+            self.kernel_size,
+            self.stride,
+            0 if isinstance(self.padding, str) else self.padding,
+            self.dilation,
+            groups=self.channels,
+            bias=self.bias is not None,
+        ).to(self.raw_sigma)
+        with torch.no_grad():
+            conv.weight.copy_(self.kernel())
+            if conv.bias is not None and self.bias is not None:
+                conv.bias.copy_(self.bias)
+        return conv
+
+    @classmethod
+    def from_conv(
+        cls, conv: nn.Conv2d, trainable: bool = True, same_padding: bool = False
+    ) -> "ScaleSpaceDepthwiseConv2d":
+        """A layer with a plain depthwise convolution's geometry and the operators nearest to its kernels (`match`).
+
+        Args:
+            conv: a torch.nn.Conv2d or a SamePaddingConv2d; with `same_padding` of any other class.
+            trainable: as in the constructor.
+            same_padding: that class pads by itself as TensorFlow's SAME does, like timm's Conv2dSame.
+
+        Raises:
+            ConfigError: a convolution that is not depthwise, with an even or oblong kernel, with padding that is not
+                zeros, or of a class whose padding is not known.
+        """
+        size = conv.kernel_size[0]
+        plain = type(conv) is nn.Conv2d
+        if not plain and type(conv) is not SamePaddingConv2d and not same_padding:
+            raise ConfigError(
+                f"conv: expected a plain torch.nn.Conv2d, got {type(conv).__name__}, which may pad by itself; give "
+                "same_padding=True if it pads as TensorFlow's SAME does"
+            )
+        if conv.groups != conv.in_channels or conv.out_channels != conv.in_channels:
+            raise ConfigError(
+                f"conv: expected a depthwise convolution with one filter per channel, got {conv.in_channels} -> "
+                f"{conv.out_channels} channels in {conv.groups} groups"
+            )
+        if conv.kernel_size[1] != size or size % 2 == 0:
+            raise ConfigError(f"conv: expected a square kernel with an odd side, got {conv.kernel_size}")
+        if conv.padding_mode != "zeros":
+            raise ConfigError(f"conv: expected zero padding, got padding_mode {conv.padding_mode!r}")
+        pixels = (0, 0) if conv.padding == "valid" else conv.padding
+        layer = cls(
+            conv.in_channels,
+            size,
+            stride=_pair(conv.stride),
+            padding=pixels if plain else "same",  # type: ignore[arg-type]
+            dilation=_pair(conv.dilation),
+            bias=conv.bias is not None,
+            trainable=trainable,
+        )
+        layer.match(conv.weight)
+        if conv.bias is not None and layer.bias is not None:
+            with torch.no_grad():
+                layer.bias.copy_(conv.bias)
+        return layer.to(conv.weight)
+
+    @torch.no_grad()
+    def match(self, weight: Tensor) -> None:
+        """Takes the operators, scales, a and b nearest to given kernels (C, 1, k, k), in place.
+
+        Every kernel gets the entry of the template dictionary that explains most of its energy, and b is its mean.
+
+        Raises:
+            ConfigError: kernels of another number or size.
+        """
+        if tuple(weight.shape) != (self.channels, 1, self.kernel_size, self.kernel_size):
+            size = self.kernel_size
+            raise ConfigError(f"weight: expected ({self.channels}, 1, {size}, {size}), got {tuple(weight.shape)}")
+        entries, sigmas = scale_entries(self.kernel_size)
+        match = match_filters(weight.detach().flatten(0, 1), entries.flatten(0, 1))
+        self.operator.copy_(match.index // entries.shape[1] + 1)
+        self.raw_sigma.copy_(_inverse_softplus(sigmas.flatten(0, 1)[match.index]))
+        self.scale.copy_(match.scale)
+        self.offset.copy_(match.offset)
+        self._group_channels()
+
+    def extra_repr(self) -> str:
+        """Size and geometry."""
+        return f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+def scale_entries(size: int) -> tuple[Tensor, Tensor]:
+    """The dictionary without alpha: templates (8, n, size, size) float64 and their scales (8, n, 2), at least 0.001."""
+    entries = dictionary(size)
+    scales = torch.stack([torch.stack(dictionary_parameters(i, size), -1) for i in range(1, COUNT + 1)])
+    # filter 7 has one scale and here the published alpha
+    scales[6, :, 1] = scales[6, :, 0]
+    window = max(size, 7)
+    cut = (window - size) // 2
+    full = key_filter(7, scales[6, :, 0], size=window)
+    entries[6] = remove_mean(full[:, cut : window - cut, cut : window - cut])
+    return entries, scales.clamp_min(_MIN_SIGMA)
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _inverse_softplus(sigma: Tensor) -> Tensor:
+    excess = (sigma.double() - _MIN_SIGMA).clamp_min(1e-6)
+    return (excess + torch.log(-torch.expm1(-excess))).to(sigma)
+
+
+def _as(bias: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(x.dtype)

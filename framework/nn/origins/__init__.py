@@ -1,0 +1,1 @@
+"""K-Origins: trainable intensity origins, and the statistics they begin from."""

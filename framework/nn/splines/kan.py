@@ -1,0 +1,325 @@
+"""Convolutions and linear layers whose weights are B-spline functions, each run as one ordinary convolution.
+
+Y[o] = sum_{c,i,j} phi_{o,c,i,j}(X[c] shifted by (i, j)) with phi = sum_k w_k B_k. Because the basis does not depend on
+(o, i, j), the sum over k goes outside the shift: lift every channel to its n basis values, then convolve once.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.utils import _pair
+
+from framework.errors import ConfigError
+from framework.nn.splines.bspline import Tail
+from framework.nn.splines.expansion import Base, Implementation
+from framework.nn.splines.layer import SplineLayer
+
+PADDING_MODES = ("zeros", "mask", "value", "reflect", "replicate")
+Size = int | Sequence[int]
+
+
+class _SplineConv(SplineLayer):
+    """What both convolutions share: the order of the lifted map."""
+
+    def channels_last(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, H, W, C), a view."""
+        return x.permute(0, 2, 3, 1)
+
+    def arranged(self, lifted: Tensor) -> Tensor:
+        """(B, H, W, C, n) -> (B, C n, H, W), channels last in memory, the n values of a channel side by side."""
+        return lifted.flatten(3).permute(0, 3, 1, 2)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != self.in_channels or not x.is_floating_point():
+            raise ConfigError(
+                f"{type(self).__name__}: expected a floating-point input (B, {self.in_channels}, H, W), got {x.dtype} "
+                f"{tuple(x.shape)}"
+            )
+        return x
+
+
+class KANConv2d(_SplineConv):
+    """Conv2d whose kernel elements are B-spline functions; Conv2d's arguments, then the spline's.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: (kh, kw) or one number.
+        stride: as in Conv2d.
+        padding: as in Conv2d, `same` and `valid` included.
+        dilation: as in Conv2d.
+        groups: as in Conv2d.
+        bias: adds one number per output; without effect in front of a normalisation.
+        padding_mode: `zeros` or `mask`: beyond the border an edge gives nothing; `value`: it sees x = 0 and gives
+            phi(0); `reflect`, `replicate`: it sees the image mirrored or continued.
+        device: of the parameters.
+        dtype: of the parameters.
+        grid_size: G, cells on `grid_range`.
+        max_grid_size: cells to allocate room for; None: no room to grow.
+        spline_order: p, 1, 2 or 3.
+        grid_range: (a, b) in units of the input; put a normalisation in front.
+        base: None (B-splines alone), or a further term w silu(x) or w x per edge.
+        tail: `linear`, `clamp` or `zero`, see `SplineGrid`.
+        implementation: `dense` evaluates all functions, for compilers and export; `scatter` the live ones only;
+            `recompute` keeps no more for the backward pass than a plain convolution does and builds the lifted map
+            twice; `auto` is `scatter`. A compiler gets the dense form whatever is chosen.
+
+    Shape:
+        (B, C, H, W) float -> (B, O, H', W'), channels last in memory.
+
+    Raises:
+        ConfigError: an argument out of its range; an input of another shape.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = False,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        grid_size: int = 5,
+        max_grid_size: int | None = None,
+        spline_order: int = 3,
+        grid_range: Sequence[float] = (-3.0, 3.0),
+        base: Base | None = None,
+        tail: Tail = "linear",
+        implementation: Implementation = "auto",
+    ) -> None:
+        self.kernel_size = _positive_pair("kernel_size", kernel_size)
+        super().__init__(
+            in_channels,
+            out_channels,
+            self.kernel_size,
+            groups,
+            bias,
+            device,
+            dtype,
+            grid_size=grid_size,
+            max_grid_size=max_grid_size,
+            spline_order=spline_order,
+            grid_range=grid_range,
+            base=base,
+            tail=tail,
+            implementation=implementation,
+        )
+        self.stride, self.dilation = _positive_pair("stride", stride), _positive_pair("dilation", dilation)
+        if padding_mode not in PADDING_MODES:
+            raise ConfigError(f"padding_mode: expected one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
+        self.padding_mode = padding_mode
+        self.padding = padding
+        self._borders = self._border_widths(padding)
+
+    def _border_widths(self, padding: Size | str) -> tuple[int, int, int, int]:
+        """(left, right, top, bottom)."""
+        if isinstance(padding, str):
+            if padding not in ("same", "valid"):
+                raise ConfigError(f"padding: expected numbers, same or valid, got {padding!r}")
+            if padding == "valid":
+                return (0, 0, 0, 0)
+            if self.stride != (1, 1):
+                raise ConfigError(f"padding: same needs stride 1, got {self.stride}")
+            whole = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            return (whole[1] // 2, whole[1] - whole[1] // 2, whole[0] // 2, whole[0] - whole[0] // 2)
+        pair = tuple(_pair(padding))
+        if any(p < 0 for p in pair):
+            raise ConfigError(f"padding: expected 0 or more, got {padding!r}")
+        return (pair[1], pair[1], pair[0], pair[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, O, H', W')."""
+        x = self._checked(x)
+        left, right, top, bottom = self._borders
+        padding = (0, 0)
+        if self.padding_mode in ("zeros", "mask"):
+            if (left, top) == (right, bottom):
+                padding = (top, left)
+            else:
+                # an uneven border of nothing: pad the lifted map
+                return self.run_lifted(x, self._uneven)
+        elif any(self._borders):
+            mode = "constant" if self.padding_mode == "value" else self.padding_mode
+            x = F.pad(x, self._borders, mode=mode)
+        return self.run_lifted(x, lambda m, w: self._conv2d(m, w, padding))
+
+    def _uneven(self, lifted: Tensor, weight: Tensor) -> Tensor:
+        return self._conv2d(F.pad(lifted, self._borders), weight, (0, 0))
+
+    def _conv2d(self, lifted: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(lifted.dtype)
+        return F.conv2d(lifted, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    def lifted_weight(self) -> Tensor:
+        """(O, C / groups n, kh, kw), channels last in memory."""
+        return self.edge_coefficients().permute(1, 3, 4, 2, 0).flatten(3).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        """As Conv2d's, with the grid."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding!r}, groups={self.groups}, grid={self.grid_size} of {self.max_grid_size}, "
+            f"order={self.grid.order}"
+        )
+
+
+class KANConvTranspose2d(_SplineConv):
+    """ConvTranspose2d whose kernel elements are B-spline functions; arguments and errors as `KANConv2d`.
+
+    Beyond the border an edge gives nothing (`padding_mode` other than `zeros` and `mask` has no meaning here).
+
+    Shape:
+        (B, C, H, W) float -> (B, O, H', W'), with ConvTranspose2d's sizes.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
+        groups: int = 1,
+        bias: bool = False,
+        dilation: Size = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        grid_size: int = 5,
+        max_grid_size: int | None = None,
+        spline_order: int = 3,
+        grid_range: Sequence[float] = (-3.0, 3.0),
+        base: Base | None = None,
+        tail: Tail = "linear",
+        implementation: Implementation = "auto",
+    ) -> None:
+        self.kernel_size = _positive_pair("kernel_size", kernel_size)
+        super().__init__(
+            in_channels,
+            out_channels,
+            self.kernel_size,
+            groups,
+            bias,
+            device,
+            dtype,
+            grid_size=grid_size,
+            max_grid_size=max_grid_size,
+            spline_order=spline_order,
+            grid_range=grid_range,
+            base=base,
+            tail=tail,
+            implementation=implementation,
+        )
+        if padding_mode not in ("zeros", "mask"):
+            raise ConfigError(f"padding_mode: a transposed convolution knows zeros (or mask), got {padding_mode!r}")
+        self.stride, self.dilation = _positive_pair("stride", stride), _positive_pair("dilation", dilation)
+        self.padding, self.output_padding = tuple(_pair(padding)), tuple(_pair(output_padding))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, O, H', W')."""
+        return self.run_lifted(self._checked(x), self._transposed)
+
+    def _transposed(self, lifted: Tensor, weight: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(lifted.dtype)
+        return F.conv_transpose2d(
+            lifted, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        )
+
+    def lifted_weight(self) -> Tensor:
+        """(C n, O / groups, kh, kw)."""
+        w = self.edge_coefficients()
+        n, out, inner = w.shape[:3]
+        w = w.reshape(n, self.groups, out // self.groups, inner, *self.kernel_size)
+        return w.permute(1, 3, 0, 2, 4, 5).reshape(self.in_channels * n, out // self.groups, *self.kernel_size)
+
+
+class KANLinear(SplineLayer):
+    """Linear layer whose weights are B-spline functions: the KAN layer (Liu et al., arXiv 2404.19756, eq. 2.5).
+
+    Args:
+        in_features: I.
+        out_features: O.
+        bias: adds one number per output.
+        device: of the parameters.
+        dtype: of the parameters.
+        grid_size: this and the rest as in `KANConv2d`; `recompute` keeps x alone.
+
+    Shape:
+        (..., I) float -> (..., O).
+
+    Raises:
+        ConfigError: an argument out of its range; an input of another shape.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        grid_size: int = 5,
+        max_grid_size: int | None = None,
+        spline_order: int = 3,
+        grid_range: Sequence[float] = (-3.0, 3.0),
+        base: Base | None = None,
+        tail: Tail = "linear",
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__(
+            in_features,
+            out_features,
+            (),
+            1,
+            bias,
+            device,
+            dtype,
+            grid_size=grid_size,
+            max_grid_size=max_grid_size,
+            spline_order=spline_order,
+            grid_range=grid_range,
+            base=base,
+            tail=tail,
+            implementation=implementation,
+        )
+
+    def channels_last(self, x: Tensor) -> Tensor:
+        """(..., I) as it is."""
+        return x
+
+    def arranged(self, lifted: Tensor) -> Tensor:
+        """(..., I, n) -> (..., I n)."""
+        return lifted.flatten(-2)
+
+    def lifted_weight(self) -> Tensor:
+        """(O, I n)."""
+        return self.edge_coefficients().permute(1, 2, 0).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O)."""
+        if x.shape[-1] != self.in_channels or not x.is_floating_point():
+            raise ConfigError(
+                f"KANLinear: expected a floating-point input (..., {self.in_channels}), got {x.dtype} {tuple(x.shape)}"
+            )
+        return self.run_lifted(x, self._linear)
+
+    def _linear(self, lifted: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(lifted, weight, None if self.bias is None else self.bias.to(lifted.dtype))
+
+
+def _positive_pair(name: str, value: Size) -> tuple[int, int]:
+    pair = tuple(_pair(value))
+    if len(pair) != 2 or any(isinstance(v, bool) or int(v) != v or v < 1 for v in pair):
+        raise ConfigError(f"{name}: expected one or two whole numbers, at least 1, got {value!r}")
+    return cast(tuple[int, int], pair)

@@ -1,0 +1,357 @@
+"""KM-UNet: segmentation with a U-Net whose every kernel element is a learnable B-spline function."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassF1Score, MulticlassJaccardIndex
+
+from framework.errors import ConfigError, DivergenceError
+from framework.figures import edge_strength_maps, outside_fractions, segmentation_panel, spline_curves
+from framework.method import ADAM, LOSS_CHECK_EVERY, BaseMethod, Batch, Split
+from framework.nn import KOrigins, SplineLayer, observe, spline_layers
+from framework.nn.splines.bspline import Tail
+from framework.nn.splines.expansion import Base, Implementation
+from framework.nn.splines.layer import transfer_matrix
+from framework.nn.splines.optimizer import map_moments
+from models.kmunet.network import KMUNetwork, Up
+
+Loss = Literal["cross_entropy", "weighted_cross_entropy", "dice", "cross_entropy+dice", "weighted_cross_entropy+dice"]
+
+
+class _OfOneClass(Metric):
+    """Mixin for a metric with one value per class: keeps that of class `index`, or the mean over the foreground's."""
+
+    def __init__(self, num_classes: int, index: int | None) -> None:
+        super().__init__(num_classes, average="none")  # type: ignore[call-arg]  # the classes behind it take these
+        self.index = index
+
+    def compute(self) -> Tensor:
+        """Scalar float32 in [0, 1]; the mean over the foreground classes for index None."""
+        values = super().compute()  # type: ignore[safe-super]
+        return values[1:].mean() if self.index is None else values[self.index]
+
+
+class ClassDice(_OfOneClass, MulticlassF1Score):
+    """Dice of one class over a whole dataset, counts first; torchmetrics' F1, which is the same number."""
+
+
+class ClassIoU(_OfOneClass, MulticlassJaccardIndex):
+    """IoU of one class over a whole dataset, counts first."""
+
+
+class KMUNet(BaseMethod):
+    """A U-Net of spline convolutions: normalisation, then sum over c, i, j of phi_{o,c,i,j}(x), no nodal activation.
+
+    Args:
+        in_channels: N, image channels.
+        num_classes: C, background (0) included.
+        width: channels of the first stage.
+        stages: number of poolings.
+        spline_stages: the stages (0 .. stages, the last being the bottom) that are spline stages; None: all.
+        grid_size: cells of every spline, or one number per stage.
+        max_grid_size: cells to allocate room for, or one number per stage; None: no room for GridExtension.
+        spline_order: 1, 2 or 3.
+        grid_range: [low, high] of the grid in standard deviations, because a normalisation stands in front.
+        base: None (the splines alone), `silu` or `linear`.
+        tail: `linear`, `clamp` or `zero` outside the grid.
+        implementation: `auto`, `dense`, `scatter` or `recompute` (least memory), see KANConv2d.
+        up: `bilinear` or `transposed`.
+        korigins: intensities of a K-Origins layer in front, for raw 16-bit images; None: no such layer.
+        baseline: null: KM-UNet; `equal_parameters`: the plain U-Net (convolution, normalisation, ReLU) whose number of
+            parameters is nearest; a number: the plain U-Net of this width.
+        loss: cross-entropy, class-weighted, soft Dice, or a sum of two.
+        class_weights: (C,) for the weighted losses; used as mean 1.
+        compile: compiles the network with torch.compile; a cold compilation takes about a minute on a CPU.
+        shape: [channels, kernel height, kernel width] of every unit; written by structural pruning.
+        optimizer: any of torch's; with GridExtension one whose moments can be carried over.
+        lr_scheduler: None: constant.
+        lr_interval: `epoch` or `step`.
+
+    Raises:
+        ConfigError: arguments that do not go together.
+    """
+
+    monitor = "val/dice"
+    monitor_mode = "max"
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 2,
+        width: int = 8,
+        stages: int = 3,
+        spline_stages: list[int] | None = None,
+        grid_size: int | list[int] = 5,
+        max_grid_size: int | list[int] | None = None,
+        spline_order: int = 3,
+        grid_range: list[float] = [-3.0, 3.0],  # noqa: B006 (only read)
+        base: Base | None = None,
+        tail: Tail = "linear",
+        implementation: Implementation = "auto",
+        up: Up = "bilinear",
+        korigins: list[float] | None = None,
+        baseline: Literal["equal_parameters"] | int | None = None,
+        loss: Loss = "cross_entropy+dice",
+        class_weights: list[float] | None = None,
+        compile: bool = False,
+        shape: list[list[int]] | None = None,
+        optimizer: OptimizerCallable = ADAM,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler, lr_interval)
+        if num_classes < 2 or in_channels < 1:
+            raise ConfigError(
+                f"model.num_classes, model.in_channels: expected at least 2 and 1, got {num_classes} and {in_channels}"
+            )
+        if loss not in get_args(Loss):
+            raise ConfigError(f"model.loss: expected one of {', '.join(get_args(Loss))}, got {loss!r}")
+        if (class_weights is not None) != loss.startswith("weighted") or len(class_weights or [0] * num_classes) != (
+            num_classes
+        ):
+            raise ConfigError(
+                f"model.class_weights: expected {num_classes} weights with a weighted loss and none otherwise, got "
+                f"{class_weights!r} with loss {loss}"
+            )
+        self.num_classes, self.loss = num_classes, loss
+        weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights / weights.mean(), persistent=False)
+        self.korigins = None if korigins is None else KOrigins(in_channels, korigins)
+        grids = per_stage("grid_size", grid_size, stages)
+        rooms = grids if max_grid_size is None else per_stage("max_grid_size", max_grid_size, stages)
+        spline = {
+            "spline_order": spline_order,
+            "grid_range": grid_range,
+            "base": base,
+            "tail": tail,
+            "implementation": implementation,
+        }
+        chosen = list(range(stages + 1)) if spline_stages is None else spline_stages
+        if any(s not in range(stages + 1) for s in chosen):
+            raise ConfigError(f"model.spline_stages: expected stages from 0 to {stages}, got {chosen}")
+        channels = in_channels if self.korigins is None else self.korigins.out_channels
+
+        def network(width: int, chosen: Sequence[int]) -> KMUNetwork:
+            return KMUNetwork(channels, num_classes, width, stages, chosen, grids, rooms, up, shape, **spline)
+
+        if baseline is None:
+            self.network = network(width, chosen)
+        elif baseline == "equal_parameters":
+            self.network = network(equal_parameter_width(network, width, chosen), [])
+        elif isinstance(baseline, int):
+            self.network = network(baseline, [])
+        else:
+            raise ConfigError(f"model.baseline: expected null, equal_parameters or a width, got {baseline!r}")
+        if compile:
+            self.network.compile()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, N, H, W) float32 -> (B, C, H, W) logits."""
+        return self.network(image if self.korigins is None else self.korigins(image))
+
+    def setup(self, stage: str) -> None:
+        """Says how large the network is."""
+        super().setup(stage)
+        rank_zero_info(f"{type(self).__name__}: {self.network.live_parameters()} live parameters")
+
+    # ------------------------------------------------------------------ the method
+
+    def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
+        """The loss, averaged over the samples, and the predicted classes."""
+        self._check_batch(batch)
+        logits = self(batch["image"])
+        self._check_finite(logits, batch["image"])
+        loss = segmentation_loss(logits.float(), batch["mask"], self.loss, cast(Tensor, self.class_weights))
+        return {"loss": loss, "preds": logits.argmax(1), "target": batch["mask"]}
+
+    def configure_metrics(self, split: Split) -> dict[str, Metric]:
+        """Dataset-level `dice` and `iou` (foreground means) and those of every class."""
+        metrics: dict[str, Metric] = {
+            "dice": ClassDice(self.num_classes, None),
+            "iou": ClassIoU(self.num_classes, None),
+        }
+        for c in range(self.num_classes):
+            metrics[f"dice_{c}"] = ClassDice(self.num_classes, c)
+            metrics[f"iou_{c}"] = ClassIoU(self.num_classes, c)
+        return metrics
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Coefficients apart from the rest, so that weight decay and SGD's rate can follow the grid."""
+        layers = spline_layers(self.network).values()
+        coefficients = [layer.coefficients for layer in layers]
+        inside = {id(p) for p in coefficients}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in inside]
+        groups: list[dict[str, Any]] = [{"params": rest, "name": "rest"}]
+        return [{"params": coefficients, "name": "coefficients"}, *groups] if coefficients else groups
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """`mask` uint8 (B, H, W) under the samples' `index`."""
+        return {"index": batch["index"], "mask": self(batch["image"]).argmax(1).to(torch.uint8)}
+
+    def figures(self, batch: Batch) -> Mapping[str, Figure]:  # type: ignore[override]
+        """Predictions; for spline networks the learned functions, edge strengths and out-of-range shares."""
+        layers = spline_layers(self.network)
+        with torch.compiler.set_stance("force_eager"), observe(layers) as moments:
+            preds = self(batch["image"].to(self.device)).argmax(1).cpu().numpy()
+        panel = segmentation_panel(batch["image"].cpu().numpy(), batch["mask"].cpu().numpy(), preds, self.num_classes)
+        if not layers:
+            return {"segmentation": panel}
+        named = {name.removeprefix("units.").removesuffix(".conv"): name for name in layers}
+        shown = {short: (layers[name], moments[name]) for short, name in named.items()}
+        return {
+            "segmentation": panel,
+            "splines": spline_curves(shown),
+            "edge_strength": edge_strength_maps(shown),
+            "outside": outside_fractions({name: seen.outside_fraction() for name, (_, seen) in shown.items()}),
+        }
+
+    # ------------------------------------------------------------------ pruning and checkpoints of other grids
+
+    def channel_groups(self) -> list[list[tuple[SplineLayer, int]]]:
+        """For SplinePruning: input channels that must go together."""
+        return self.network.channel_groups()
+
+    def shrunk(self) -> "KMUNet":
+        """The same function as a smaller network: without dead channels and without dead kernel borders."""
+        shape, kept = self.network.shrunk_shape()
+        # the command line adds notes of its own, which start with an underscore
+        arguments = {key: value for key, value in self.hparams.items() if not key.startswith("_")}
+        smaller = type(self)(**{**arguments, "shape": shape, "compile": False})
+        smaller.network.copy_from(self.network, kept)
+        rest = {k: v for k, v in self.state_dict().items() if not k.startswith("network.")}
+        smaller.load_state_dict(rest, strict=False)
+        return smaller.to(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also converts optimizer moments of another grid; the coefficients convert themselves."""
+        super().on_load_checkpoint(checkpoint)
+        for state in checkpoint.get("optimizer_states", ()):
+            self._convert_moments(checkpoint["state_dict"], state)
+
+    def _convert_moments(self, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
+        order = [p for group in self.parameter_groups() for p in group["params"]]
+        indices = [i for group in optimizer["param_groups"] for i in group["params"]]
+        if len(order) != len(indices):
+            return
+        place = {id(p): i for p, i in zip(order, indices, strict=True)}
+        for name, layer in spline_layers(self).items():
+            stored = weights.get(f"{name}._extra_state")
+            moments = optimizer["state"].get(place[id(layer.coefficients)])
+            if stored is None or not moments:
+                continue
+            source = layer.stored_grid(stored, name)
+            target = layer.loading_grid(source)
+            matrix = transfer_matrix(source, target, name)
+            for key, value in moments.items():
+                if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1:] == layer.coefficients.shape[1:]:
+                    room = value.new_zeros((max(len(value), len(layer.coefficients)), *value.shape[1:]))
+                    room[: source.basis] = value[: source.basis]
+                    if matrix is not None:
+                        room = map_moments({key: room}, layer, matrix, target.size / source.size)[key]
+                    moments[key] = room[: len(layer.coefficients)]
+
+    # ------------------------------------------------------------------ checks
+
+    def _check_batch(self, batch: Batch) -> None:
+        mask = batch["mask"]
+        if mask.is_cuda:
+            return
+        if int(mask.max()) >= self.num_classes or int(mask.min()) < 0:
+            raise ConfigError(
+                f"model.num_classes: expected classes 0..{self.num_classes - 1}, but a mask holds {int(mask.min())} to "
+                f"{int(mask.max())}"
+            )
+
+    def _check_finite(self, logits: Tensor, image: Tensor) -> None:
+        # reading a value waits for the device
+        if logits.is_cuda and self._trainer is not None and self.global_step % LOSS_CHECK_EVERY:
+            return
+        if bool(torch.isfinite(logits).all()):
+            return
+        raise DivergenceError(
+            f"the logits are not finite at step {self.global_step if self._trainer is not None else 0}: "
+            f"{first_not_finite(self.network, image, self.korigins)}. Look at the images for NaN or infinity, or lower "
+            "the learning rate"
+        )
+
+
+def per_stage(name: str, value: int | list[int], stages: int) -> list[int]:
+    """One number per stage, from one for all or a list."""
+    values = [value] * (stages + 1) if isinstance(value, int) else list(value)
+    if len(values) != stages + 1:
+        raise ConfigError(f"model.{name}: expected one number or {stages + 1} (stages 0 to {stages}), got {value!r}")
+    return values
+
+
+def equal_parameter_width(network: Any, width: int, spline_stages: Sequence[int]) -> int:
+    """The plain U-Net's width whose parameter count is nearest to the spline network's."""
+    with torch.device("meta"):
+        wanted = sum(
+            (p[: m.basis] if n == "coefficients" and isinstance(m, SplineLayer) else p).numel()
+            for m in network(width, spline_stages).modules()
+            for n, p in m.named_parameters(recurse=False)
+        )
+        count, best = 0, (float("inf"), 1)
+        candidate = 0
+        while count < wanted:
+            candidate += 1
+            count = sum(p.numel() for p in network(candidate, []).parameters())
+            best = min(best, (abs(count - wanted), candidate))
+    return best[1]
+
+
+def segmentation_loss(logits: Tensor, target: Tensor, kind: Loss, class_weights: Tensor) -> Tensor:
+    """Cross-entropy, soft Dice, or their sum; every sample counts alike.
+
+    Args:
+        logits: (B, C, H, W) float32.
+        target: (B, H, W) int64.
+        kind: the sum's terms joined by `+`.
+        class_weights: (C,) float32 of mean 1, applied in `weighted_cross_entropy`.
+
+    Returns:
+        scalar. Dice is 1 - mean over samples and classes of (2 sum p t + 1) / (sum p + sum t + 1) (Milletari et al.,
+        arXiv 1606.04797, with the sums to the first power).
+    """
+    terms = []
+    for term in kind.split("+"):
+        if term == "dice":
+            probabilities = logits.softmax(1)
+            truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+            overlap = (probabilities * truth).sum((2, 3))
+            size = probabilities.sum((2, 3)) + truth.sum((2, 3))
+            terms.append(1 - ((2 * overlap + 1) / (size + 1)).mean())
+        else:
+            losses = F.cross_entropy(logits, target, reduction="none")
+            terms.append((losses * class_weights[target] if term.startswith("weighted") else losses).mean())
+    return torch.stack(terms).sum()
+
+
+def first_not_finite(network: nn.Module, image: Tensor, front: nn.Module | None = None) -> str:
+    """Names the first place where a forward pass stops being finite."""
+    if not bool(torch.isfinite(image).all()):
+        return "the image itself holds NaN or infinite values"
+    found: list[str] = []
+    handles = []
+    for name, module in network.named_modules():
+        if next(module.children(), None) is None or isinstance(module, SplineLayer):
+
+            def look(_: Any, inputs: Any, output: Tensor, name: str = name) -> None:
+                if not found and not bool(torch.isfinite(output).all()):
+                    found.append(name)
+
+            handles.append(module.register_forward_hook(look))
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            network(image if front is None else front(image))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"layer network.{found[0]} gives the first NaN or infinite value" if found else "no layer repeats it"

@@ -1,0 +1,283 @@
+"""K-Origins: segmentation of raw 16-bit images with trainable intensity origins (arXiv 2409.02281)."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from framework.errors import ConfigError
+from framework.figures import segmentation_panel, separability
+from framework.method import BaseMethod, Batch, Split
+from framework.metrics import BatchForegroundIoU, ForegroundIoU
+from framework.nn import gaussian_mixture_statistics, multi_otsu_statistics, origins_from_statistics
+from models.korigins.network import KOriginsUNet
+
+# the paper's code: Keras' Adam, whose epsilon is 1e-7
+KERAS_ADAM = cast(OptimizerCallable, {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4, "eps": 1e-7}})
+
+Origins = Literal["none", "class_statistics", "multi_otsu", "gaussian_mixture", "random"]
+
+
+@runtime_checkable
+class HasClassStatistics(Protocol):
+    """A data module that knows the intensities of its classes."""
+
+    def class_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of every class, each (C, N), background first."""
+        ...
+
+
+class KOriginsSegmentation(BaseMethod):
+    """A U-Net on raw intensities, with K-Origins layers in its encoder, without, or with one of the controls.
+
+    Args:
+        rfl: the network by its receptive field: 8, 18, 38, 78 (one convolution per block) or 14, 32, 68, 140 (two).
+        in_channels: N, image channels.
+        num_classes: C, background included.
+        width: filters of the first level (the paper's code: 16).
+        origins: where the 2 C first-layer origins begin. `class_statistics`: at mean +- 2 std of every class, from
+            `class_mean` and `class_std` or else from the data module; `multi_otsu`, `gaussian_mixture`: the same with
+            statistics estimated from the histogram of training images; `random`: N(deep_mean, deep_std); `none`: a
+            plain network.
+        class_mean: (C,) mean intensities, background first, or (C, N).
+        class_std: their standard deviations.
+        first_origins: number of first-layer origins with `origins: random`; None: 2 C.
+        deep_origins: origins per channel at the deeper levels; None: 1 with one convolution per block, 3 with two.
+        deep_mean: mean of the deeper (and random) origins' initial values; the paper's code: 20000, for raw 16-bit
+            images. This, `deep_std` and `origin_lr` are in the images' units: normalised images need smaller ones.
+        deep_std: their standard deviation; the paper's code: 5000.
+        trainable_origins: False freezes every origin (a control).
+        widen: [first, deeper] factors on a plain network's encoder widths; the paper compares with 2 C and 3.
+        widened: `widen` acts on `both` convolutions of a block, or on the `last` only (the author's committed code).
+        batch_norm: normalise after every convolution (a control).
+        standardize_input: subtract the training images' mean and divide by their standard deviation (a control).
+        data_bias: start the first convolution's thresholds at the class statistics, through its bias (a control).
+        bias_lr: learning rate of all biases; None: as the kernels' (a control).
+        origin_lr: learning rate of the origins; the paper's code: 100.
+        optimizer: of the convolutions; the origins share it at their own learning rate.
+        lr_scheduler: None: constant.
+        lr_interval: `epoch` or `step`.
+
+    Raises:
+        ConfigError: arguments that do not go together.
+    """
+
+    monitor = "val/iou"
+    monitor_mode = "max"
+
+    input_mean: Tensor
+    input_std: Tensor
+
+    def __init__(
+        self,
+        rfl: int = 8,
+        in_channels: int = 1,
+        num_classes: int = 2,
+        width: int = 16,
+        origins: Origins = "class_statistics",
+        class_mean: list[float] | list[list[float]] | None = None,
+        class_std: list[float] | list[list[float]] | None = None,
+        first_origins: int | None = None,
+        deep_origins: int | None = None,
+        deep_mean: float = 20000.0,
+        deep_std: float = 5000.0,
+        trainable_origins: bool = True,
+        widen: list[int] | None = None,
+        widened: Literal["both", "last"] = "both",
+        batch_norm: bool = False,
+        standardize_input: bool = False,
+        data_bias: bool = False,
+        bias_lr: float | None = None,
+        origin_lr: float = 100.0,
+        optimizer: OptimizerCallable = KERAS_ADAM,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler, lr_interval)
+        if (class_mean is None) != (class_std is None):
+            raise ConfigError("model.class_mean and model.class_std: give both or neither")
+        if class_mean is not None and len(class_mean) != num_classes:
+            raise ConfigError(f"model.class_mean: expected {num_classes} classes, got {len(class_mean)}")
+        if first_origins is not None and origins != "random":
+            raise ConfigError(f"model.first_origins: only with origins: random; with {origins} there are 2 C origins")
+        if origin_lr < 0 or (bias_lr is not None and bias_lr < 0):
+            raise ConfigError(f"model.origin_lr and model.bias_lr: expected 0 or more, got {origin_lr} and {bias_lr}")
+        if widen is not None and len(widen) != 2:
+            raise ConfigError(f"model.widen: expected two factors, first level and deeper, got {widen}")
+        self.num_classes = num_classes
+        self.origins = origins
+        self.class_mean, self.class_std = class_mean, class_std
+        self.standardize_input, self.data_bias = standardize_input, data_bias
+        self.origin_lr, self.bias_lr = origin_lr, bias_lr
+        count = first_origins if first_origins is not None else 2 * num_classes
+        self.network = KOriginsUNet(
+            rfl,
+            in_channels,
+            num_classes,
+            width,
+            origins=None if origins == "none" else (deep_mean + deep_std * torch.randn(count, in_channels)),
+            deep_origins=None if origins == "none" else deep_origins,
+            deep_mean=deep_mean,
+            deep_std=deep_std,
+            trainable_origins=trainable_origins,
+            widen=None if widen is None else (widen[0], widen[1]),
+            widened=widened,
+            batch_norm=batch_norm,
+        )
+        self.register_buffer("input_mean", torch.zeros(1, in_channels, 1, 1))
+        self.register_buffer("input_std", torch.ones(1, in_channels, 1, 1))
+        self._initialised_from_data = False
+
+    # ------------------------------------------------------------------ initialisation from data
+
+    def setup(self, stage: str) -> None:
+        """Sets what depends on the data, once, from the same training images on every rank."""
+        super().setup(stage)
+        if stage != "fit" or self._initialised_from_data:
+            return
+        self._initialised_from_data = True
+        # A checkpoint, loaded after this, overwrites all of it.
+        if self.origins in ("class_statistics", "multi_otsu", "gaussian_mixture"):
+            means, stds = self.class_statistics()
+            with torch.no_grad():
+                first = self.network.origin_parameters()[0]
+                first.copy_(torch.as_tensor(origins_from_statistics(means, stds), dtype=first.dtype).view_as(first))
+        if self.standardize_input:
+            values = self._training_intensities()
+            self.input_mean.copy_(torch.as_tensor(values.mean(0)).view_as(self.input_mean))
+            self.input_std.copy_(torch.as_tensor(values.std(0).clip(1e-6)).view_as(self.input_std))
+        if self.data_bias:
+            self._set_first_bias()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint of our own holds everything that `setup` would take from the data."""
+        super().on_load_checkpoint(checkpoint)
+        self._initialised_from_data = True
+
+    def class_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of every class, each (C, N): given, known to the data module, or estimated.
+
+        Raises:
+            ConfigError: none of these is to be had.
+        """
+        if self.origins in ("multi_otsu", "gaussian_mixture"):
+            estimate = multi_otsu_statistics if self.origins == "multi_otsu" else gaussian_mixture_statistics
+            values = self._training_intensities()
+            per_channel = [estimate(channel, self.num_classes) for channel in values.T]
+            return np.stack([m for m, _ in per_channel], 1), np.stack([s for _, s in per_channel], 1)
+        known = self._known_statistics()
+        if known is None:
+            data = getattr(self._trainer, "datamodule", None)
+            raise ConfigError(
+                "model.origins: class_statistics needs model.class_mean and model.class_std, or a data module with "
+                f"class_statistics() (got {type(data).__name__}); origins: multi_otsu and gaussian_mixture need neither"
+            )
+        return known
+
+    def _known_statistics(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The statistics given as arguments, else the data module's, else None; nothing is estimated."""
+        shape = (self.num_classes, self.network.in_channels)
+        if self.class_mean is not None:
+            given = (np.asarray(v, dtype=np.float64) for v in (self.class_mean, self.class_std))
+            mean, std = (np.broadcast_to(v.reshape(self.num_classes, -1), shape) for v in given)
+            return mean, std
+        data = getattr(self._trainer, "datamodule", None)
+        if not isinstance(data, HasClassStatistics):
+            return None
+        mean, std = data.class_statistics()
+        if mean.shape != shape:
+            raise ConfigError(
+                f"model.num_classes, model.in_channels: expected the data's {mean.shape[0]} classes and "
+                f"{mean.shape[1]} channels, got {shape[0]} and {shape[1]}"
+            )
+        return mean, std
+
+    def _training_intensities(self, images: int = 16) -> np.ndarray:
+        """(pixels, N) raw intensities of the first training images."""
+        data = getattr(self._trainer, "datamodule", None)
+        dataset = getattr(data, "datasets", {}).get("train")
+        if dataset is None:
+            raise ConfigError("model: initialisation from data needs a data module with a train dataset")
+        pixels = [dataset[i]["image"].flatten(1).T.double().numpy() for i in range(min(images, len(dataset)))]
+        return np.concatenate(pixels)
+
+    def _set_first_bias(self) -> None:
+        """Bias = -threshold x kernel sum: filter i changes sign at the i-th class bound (cyclically) on flat input."""
+        means, stds = self.class_statistics()
+        bounds = torch.as_tensor(origins_from_statistics(means, stds), dtype=torch.float32)
+        bounds = (bounds - self.input_mean.view(1, -1)) / self.input_std.view(1, -1)
+        conv = next(m for m in self.network.modules() if isinstance(m, torch.nn.Conv2d))
+        if conv.in_channels != bounds.shape[1] or conv.bias is None:
+            raise ConfigError("model.data_bias: a control for the plain network; set origins: none")
+        chosen = bounds[torch.arange(conv.out_channels) % len(bounds)]
+        with torch.no_grad():
+            conv.bias.copy_(-(conv.weight.sum((2, 3)) * chosen).sum(1))
+
+    # ------------------------------------------------------------------ the method
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, N, H, W) float32 raw intensities in [0, 65535] -> (B, C, H, W) float32 logits."""
+        if self.standardize_input:
+            image = (image - self.input_mean) / self.input_std
+        return self.network(image)
+
+    def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
+        """Cross-entropy averaged over all pixels, without class weights (specification, section 5)."""
+        self._check_batch(batch)
+        logits = self(batch["image"])
+        loss = F.cross_entropy(logits.float(), batch["mask"])
+        return {"loss": loss, "preds": logits.argmax(1), "target": batch["mask"]}
+
+    def configure_metrics(self, split: Split) -> dict[str, Metric]:
+        """Dataset `iou`, pixel `accuracy`, and on one process `iou_batch`, the figure of the author's code."""
+        metrics: dict[str, Metric] = {
+            "iou": ForegroundIoU(self.num_classes),
+            "accuracy": MulticlassAccuracy(self.num_classes, average="micro"),
+        }
+        if self._trainer is None or self._trainer.world_size == 1:
+            metrics["iou_batch"] = BatchForegroundIoU(self.num_classes)
+        return metrics
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Kernels at the optimizer's learning rate, origins at `origin_lr`, biases at `bias_lr` if given."""
+        origins = [p for p in self.network.origin_parameters() if p.requires_grad]
+        rest = [p for p in self.network.other_parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": rest, "name": "convolutions"}]
+        if self.bias_lr is not None:
+            biases = [p for name, p in self.network.named_parameters() if name.endswith("bias") and p.requires_grad]
+            chosen = {id(p) for p in biases}
+            groups = [
+                {"params": [p for p in rest if id(p) not in chosen], "name": "convolutions"},
+                {"params": biases, "lr": self.bias_lr, "name": "biases"},
+            ]
+        if origins:
+            groups.append({"params": origins, "lr": self.origin_lr, "name": "origins"})
+        return groups
+
+    def figures(self, batch: Batch) -> Mapping[str, Figure]:  # type: ignore[override]
+        """Input, truth, prediction, error and IoU per class; Hellinger distances where class statistics are known."""
+        preds = self(batch["image"].to(self.device)).argmax(1).cpu().numpy()
+        panel = segmentation_panel(batch["image"].cpu().numpy(), batch["mask"].cpu().numpy(), preds, self.num_classes)
+        drawn = {"segmentation": panel}
+        if (known := self._known_statistics()) is not None:
+            shares = np.bincount(batch["mask"].cpu().numpy().ravel(), minlength=self.num_classes)
+            drawn["separability"] = separability(*known, shares / shares.sum())
+        return drawn
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """`mask` uint8 (B, H, W) under the samples' `index`."""
+        return {"index": batch["index"], "mask": self(batch["image"]).argmax(1).to(torch.uint8)}
+
+    def _check_batch(self, batch: Batch) -> None:
+        highest = int(batch["mask"].max()) if not batch["mask"].is_cuda else 0
+        if highest >= self.num_classes:
+            raise ConfigError(
+                f"model.num_classes: expected classes 0..{self.num_classes - 1}, but a mask holds class {highest}"
+            )
