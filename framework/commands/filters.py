@@ -57,7 +57,8 @@ def run(args: Sequence[str]) -> int:
 def _fit(options: argparse.Namespace, console: Console) -> int:
     import torch
 
-    from framework.nn.filters.key_filters import NAMES, fit_key_filters, load_filters, published_fits
+    from framework.nn.filters.fitting import fit_key_filters
+    from framework.nn.filters.key_filters import NAMES, load_filters, published_fits
 
     # thousands of small arrays, on which threads only wait for each other
     torch.set_num_threads(1)
@@ -98,7 +99,7 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
 
 
 def _normalisation(learned: Any, console: Console) -> None:
-    from framework.nn.filters.key_filters import dc_offset, monomial_response
+    from framework.nn.filters.fitting import dc_offset, monomial_response
 
     table = _table("normalisation", ("#", "response or DC offset", "response across, normalised"))
     for index in range(1, 9):
@@ -197,7 +198,8 @@ def _draw_match(folder: Path, weights: Mapping[str, Any], rows: list[dict]) -> l
     import numpy as np
 
     from framework.figures import explained_energy, operator_histograms, sigma_distributions
-    from framework.nn.filters.banks import dictionary_sigmas, match_filters
+    from framework.nn.filters.banks import match_filters
+    from framework.nn.filters.dictionaries import dictionary_sigmas
     from framework.nn.filters.key_filters import NAMES
     from framework.nn.filters.scale_space_conv import scale_entries
 

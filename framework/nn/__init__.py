@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from types import ModuleType
 
 from framework.nn.coordinates.experts import ExpertLinear, NestedSort, Segment, clip_segments, nested_sort, tile_index
 from framework.nn.coordinates.luminance import equal_bins, kmeans_colours, luminance, map_bits, multi_otsu
@@ -17,9 +18,10 @@ from framework.nn.filters.banks import (
     make_bank,
     match_filters,
     random_bank,
-    refit_bank,
 )
-from framework.nn.filters.key_filters import KeyFilterFit, fit_key_filters, idealised_bank, key_filter, load_filters
+from framework.nn.filters.dictionaries import refit_bank
+from framework.nn.filters.fitting import fit_key_filters
+from framework.nn.filters.key_filters import KeyFilterFit, idealised_bank, key_filter, load_filters
 from framework.nn.filters.replacement import (
     ReferenceStatistics,
     SharedPrefix,
@@ -49,15 +51,16 @@ from framework.nn.waves.finola import Finola
 from framework.nn.waves.linear_codes import Pca, dct_top, dct_zonal
 from framework.nn.waves.probe import linear_probe
 
-#: modules by their names before they were put into folders; other people's code imports from them
+#: modules by their names before they were put into folders, and where their contents are now; other people's code
+#: imports from them
 _MOVED = {
     "bspline": "splines.bspline",
     "experts": "coordinates.experts",
-    "filter_banks": "filters.banks",
-    "finola": "waves.finola",
+    "filter_banks": "filters.banks filters.dictionaries",
+    "finola": "waves.finola waves.steps",
     "intensity": "origins.intensity",
     "kan": "splines.kan",
-    "key_filters": "filters.key_filters",
+    "key_filters": "filters.key_filters filters.fitting",
     "korigins": "origins.korigins",
     "linear_codes": "waves.linear_codes",
     "luminance": "coordinates.luminance",
@@ -67,14 +70,19 @@ _MOVED = {
     "scale_space_conv": "filters.scale_space_conv",
     "siren": "coordinates.siren",
     "spline_expansion": "splines.expansion",
-    "spline_layer": "splines.layer",
+    "spline_layer": "splines.layer splines.coefficients",
     "spline_moments": "splines.moments",
     "spline_optimizer": "splines.optimizer",
     "spline_pruning": "splines.pruning",
 }
-for _old, _new in _MOVED.items():
-    sys.modules[f"{__name__}.{_old}"] = importlib.import_module(f"{__name__}.{_new}")
-    globals().setdefault(_old, sys.modules[f"{__name__}.{_old}"])
+for _old, _homes in _MOVED.items():
+    _module, *_others = (importlib.import_module(f"{__name__}.{home}") for home in _homes.split())
+    if _others:  # cut along its meaning since: the old name shows all parts
+        _parts, _module = [_module, *_others], ModuleType(f"{__name__}.{_old}", _module.__doc__)
+        for _part in _parts:
+            vars(_module).update({k: v for k, v in vars(_part).items() if not k.startswith("__")})
+    sys.modules[f"{__name__}.{_old}"] = _module
+    globals().setdefault(_old, _module)
 
 __all__ = [
     "BANKS",

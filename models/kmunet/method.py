@@ -17,8 +17,8 @@ from framework.figures import edge_strength_maps, outside_fractions, segmentatio
 from framework.method import ADAM, LOSS_CHECK_EVERY, BaseMethod, Batch, Split
 from framework.nn import KOrigins, SplineLayer, observe, spline_layers
 from framework.nn.splines.bspline import Tail
+from framework.nn.splines.coefficients import transfer_matrix
 from framework.nn.splines.expansion import Base, Implementation
-from framework.nn.splines.layer import transfer_matrix
 from framework.nn.splines.optimizer import map_moments
 from models.kmunet.network import KMUNetwork, Up
 

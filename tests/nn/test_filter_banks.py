@@ -23,7 +23,7 @@ from framework.nn import (
     refit_bank,
     remove_mean,
 )
-from framework.nn.filters.banks import dictionary, dictionary_parameters, refit
+from framework.nn.filters.dictionaries import dictionary, dictionary_parameters, refit
 from framework.nn.filters.key_filters import METHODS, published_fits
 
 quick = settings(max_examples=20, deadline=None)

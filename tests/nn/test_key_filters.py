@@ -10,16 +10,8 @@ from scipy.special import ive
 
 from framework.errors import ConfigError, DataError
 from framework.nn import fit_key_filters, idealised_bank, key_filter, load_filters, remove_mean, spread
-from framework.nn.filters.key_filters import (
-    METHODS,
-    PUBLISHED_SIGMAS,
-    dc_offset,
-    monomial_response,
-    normalize_filter,
-    published_fits,
-    resize_bank,
-    weighted_variances,
-)
+from framework.nn.filters.fitting import dc_offset, monomial_response, normalize_filter, weighted_variances
+from framework.nn.filters.key_filters import METHODS, PUBLISHED_SIGMAS, published_fits, resize_bank
 from framework.nn.filters.scale_space import sharpened_delta
 
 # specification, section 4: (sigma_x, sigma_y) of filters 1 to 6 and 8; filter 7 is (sigma, alpha)

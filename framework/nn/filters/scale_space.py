@@ -2,7 +2,7 @@
 
 Conventions of every array here: columns run with x to the right, rows run downwards. Operators act along an axis by
 correlation, the way a convolution layer applies its weight: (d+ f)(i) = f(i + 1) - f(i) with i the array position.
-Whoever wants y upwards differences rows in the opposite direction; `framework.nn.key_filters` does.
+Whoever wants y upwards differences rows in the opposite direction; `framework.nn.filters.key_filters` does.
 """
 
 import functools

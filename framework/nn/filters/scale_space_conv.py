@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
-from framework.nn.filters.banks import dictionary, dictionary_parameters, match_filters
+from framework.nn.filters.banks import match_filters
+from framework.nn.filters.dictionaries import dictionary, dictionary_parameters
 from framework.nn.filters.key_filters import COUNT, key_filter
 from framework.nn.filters.scale_space import check_odd, remove_mean
 

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from framework.errors import ConfigError
 from framework.nn.splines.bspline import SplineGrid, dense_basis
-
-if TYPE_CHECKING:
-    from framework.nn.splines.layer import SplineLayer
+from framework.nn.splines.coefficients import SplineCoefficients
 
 BINS = 60
 
@@ -35,12 +33,12 @@ class SplineMoments:
         self.outside = torch.zeros((), dtype=torch.float64)
 
     @classmethod
-    def empty(cls, layer: "SplineLayer", channels: int = 1) -> "SplineMoments":
+    def empty(cls, layer: SplineCoefficients, channels: int = 1) -> "SplineMoments":
         """Nothing seen yet, sized for the layer's grid and base branch."""
         return cls(channels, layer.basis + (layer.base is not None))
 
     @torch.no_grad()
-    def add(self, layer: "SplineLayer", x: Tensor) -> None:
+    def add(self, layer: SplineCoefficients, x: Tensor) -> None:
         """Adds a layer's input, channels first except for (..., features) of a linear layer."""
         x = x.detach().float()
         rows = layer.channels_last(x).reshape(-1, layer.in_channels)
@@ -88,7 +86,7 @@ class SplineMoments:
         mean = self.mean()
         return self.second / self.weight - mean.unsqueeze(-1) * mean.unsqueeze(-2)
 
-    def edge_means(self, layer: "SplineLayer") -> Tensor:
+    def edge_means(self, layer: SplineCoefficients) -> Tensor:
         """Mean output of every edge, (out, in / groups, *kernel) float64."""
         mean = self.mean().expand(layer.in_channels, -1).unflatten(0, (layer.groups, -1))
         w = layer.edge_coefficients().detach().double().cpu()
@@ -111,7 +109,7 @@ class CrossMoments:
     """
 
     def __init__(
-        self, layer: "SplineLayer", grid_size: int | None = None, grid_range: tuple[float, float] | None = None
+        self, layer: SplineCoefficients, grid_size: int | None = None, grid_range: tuple[float, float] | None = None
     ) -> None:
         low, high = grid_range or (layer.grid.low, layer.grid.high)
         self.layer = layer
@@ -140,7 +138,7 @@ class CrossMoments:
         )
 
 
-def histogram_range(layer: "SplineLayer") -> tuple[float, float]:
+def histogram_range(layer: SplineCoefficients) -> tuple[float, float]:
     """The histogram's ends: the grid's range with half its width on either side."""
     half = (layer.grid.high - layer.grid.low) / 2
     return layer.grid.low - half, layer.grid.high + half
@@ -148,7 +146,7 @@ def histogram_range(layer: "SplineLayer") -> tuple[float, float]:
 
 @contextmanager
 def observe(
-    layers: "Mapping[str, SplineLayer]", moments: dict[str, SplineMoments] | None = None
+    layers: Mapping[str, SplineCoefficients], moments: dict[str, SplineMoments] | None = None
 ) -> Iterator[dict[str, SplineMoments]]:
     """Collects the moments of all layers from every forward pass made inside.
 
