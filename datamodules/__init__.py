@@ -2,7 +2,8 @@
 
 from datamodules.cells import CellsDataModule
 from datamodules.generated_images import GeneratedImagesDataModule
-from datamodules.imagenet import ImageFolderDataModule, ImageNetDataModule
+from datamodules.image_folder import ImageFolderDataModule
+from datamodules.imagenet import ImageNetDataModule
 from datamodules.kodak import KodakDataModule
 from datamodules.photographs import PhotographsDataModule
 from datamodules.segmentation import SegmentationDataModule

@@ -1,10 +1,6 @@
 """The Kodak images, or any folder of pictures, as coordinates and colours."""
 
 import glob
-import hashlib
-import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,7 +12,8 @@ from skimage import data as photographs
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from datamodules.image_files import read_pixels
+from datamodules.download import download
+from datamodules.io import read_rgb, stem
 from framework.data import BaseDataModule
 from framework.errors import ConfigError, DataError
 from framework.nn import Grid, coordinate_grid
@@ -254,72 +251,21 @@ def find_images(root: Path, pattern: str | None) -> list[tuple[str, Path]]:
                 f"data.root: {root} lacks {len(missing)} of the {len(KODAK_MD5)} Kodak files: {', '.join(missing)}; "
                 "add them, leave data.root out to download all, or choose pictures with data.images"
             )
-        return [(Path(name).stem, root / name) for name in KODAK_MD5]
+        return [(stem(name), root / name) for name in KODAK_MD5]
     paths = [root / match for match in sorted(glob.glob(pattern, root_dir=root, recursive=True))]
     paths = [path for path in paths if path.is_file()]
     if not paths:
         raise DataError(f"data.images: nothing in {root} matches {pattern!r}")
     named: dict[str, Path] = {}
     for path in paths:
-        if path.stem in named:
+        name = stem(path.name)
+        if name in named:
             raise DataError(
-                f"data.images: {named[path.stem]} and {path} have the same name; results are named after the picture, "
+                f"data.images: {named[name]} and {path} have the same name; results are named after the picture, "
                 "so rename one"
             )
-        named[path.stem] = path
+        named[name] = path
     return list(named.items())
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """A picture as (H, W, 3) uint8: grey repeated, transparent composited over white, 16-bit rounded to 8.
-
-    Raises:
-        DataError: the file cannot be read as a picture.
-    """
-    try:
-        pixels = read_pixels(path)
-    except Exception as error:  # the decoders raise many kinds
-        raise DataError(f"{path}: cannot be read as a picture ({type(error).__name__}: {error})") from error
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4):
-        raise DataError(f"{path}: expected a grey, RGB or RGBA picture, got an array of shape {pixels.shape}")
-    if pixels.dtype == bool:
-        values = pixels.astype(np.float64)
-    elif pixels.dtype in (np.uint8, np.uint16):
-        values = pixels / np.iinfo(pixels.dtype).max
-    else:
-        raise DataError(f"{path}: expected 8 or 16 bits per channel, got {pixels.dtype}")
-    if values.shape[2] in (2, 4):
-        alpha = values[..., -1:]
-        values = values[..., :-1] * alpha + (1 - alpha)
-    values = np.broadcast_to(values, (*values.shape[:2], 3))
-    return np.rint(values * 255).astype(np.uint8)
-
-
-def download(url: str, path: Path, md5: str) -> None:
-    """Fetches a file, going on where an earlier try stopped; it appears under its name only when complete and right.
-
-    Raises:
-        DataError: the server cannot be reached, or the content has another checksum.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response, part.open("ab" if done else "wb") as file:
-            if done and response.status != 206:  # the server sends the whole file
-                file.truncate(0)
-            shutil.copyfileobj(response, file)
-    except (urllib.error.URLError, OSError) as error:
-        if not (isinstance(error, urllib.error.HTTPError) and error.code == 416):  # 416: all of it is there
-            raise DataError(f"{url}: download failed ({error}); give data.root, a folder with the files") from error
-    found = hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest()
-    if found != md5:
-        part.unlink()
-        raise DataError(f"{url}: expected a file with MD5 {md5}, got {found}; it was discarded, try again")
-    part.replace(path)
 
 
 def _scaled(pixels: np.ndarray, scale: float) -> np.ndarray:

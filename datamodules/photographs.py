@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.image_files import Finish, TrainTransform, read_rgb
+from datamodules.io import read_rgb
+from datamodules.transforms import Finish, TrainTransform
 from framework.data import BaseDataModule
 from framework.errors import ConfigError, DataError
 
@@ -91,7 +92,7 @@ class PhotographsDataModule(BaseDataModule):
             erase=0.0,
             finish=Finish(),
         )
-        return Crops([read_rgb(folder / name) for name in names], crops, transform, self.seed)
+        return Crops([Image.fromarray(read_rgb(folder / name)) for name in names], crops, transform, self.seed)
 
 
 class Crops(Dataset):

@@ -7,12 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.image_files import read_pixels
+from datamodules.io import open_picture
 from framework.errors import DataError
 
 Normalize = Literal["zscore", "percentile", "depth", "none"]
@@ -74,14 +73,7 @@ def read_array(path: Path) -> np.ndarray:
     Raises:
         DataError: the file cannot be decoded.
     """
-    try:
-        with Image.open(path) as header:
-            header.verify()
-        return read_pixels(path)
-    except Exception as error:  # decoders raise many kinds for a broken file
-        raise DataError(
-            f"data: {path} cannot be read ({type(error).__name__}: {error}); it may be truncated, restore or remove it"
-        ) from error
+    return open_picture(path).pixels()
 
 
 def read_image(path: Path, channels: int, bit_depth: int | None) -> np.ndarray:

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from datamodules import ImageFolderDataModule, ImageNetDataModule
-from datamodules.image_files import read_rgb
-from datamodules.imagenet import every_share, published_transform, wordnet_ids
+from datamodules.image_folder import every_share
+from datamodules.imagenet import published_transform, wordnet_ids
 from framework.distributed import EpochIndex
 from framework.errors import ConfigError, DataError
 
@@ -66,18 +66,6 @@ def test_evaluation_is_resize_then_centre_crop_of_torchvision(tmp_path: Path) ->
     )(Image.open(tmp_path / "x.png"))
     data = ImageFolderDataModule(str(tmp_path), image_size=20, resize=24, mean=mean, std=std, val_fraction=1)
     torch.testing.assert_close(data.configure_dataset("val")[0]["image"], reference, rtol=0, atol=1e-6)
-
-
-def test_grey_alpha_palette_and_16_bit_pictures_become_rgb(tmp_path: Path) -> None:
-    grey = np.full((4, 4), 200, np.uint8)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    Image.fromarray(np.dstack([grey, grey, grey, grey // 2])).save(tmp_path / "alpha.png")
-    Image.fromarray(grey).convert("P").save(tmp_path / "palette.png")
-    Image.fromarray(grey.astype(np.uint16) * 256 + 7).save(tmp_path / "deep.png")
-    for name in ("grey", "alpha", "palette", "deep"):
-        image = read_rgb(tmp_path / f"{name}.png")
-        assert image.mode == "RGB"
-        assert image.getpixel((0, 0)) == (200, 200, 200), name
 
 
 def test_an_even_share_is_every_nth_from_the_first() -> None:

@@ -1,18 +1,22 @@
 import hashlib
 import http.server
+import multiprocessing
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from skimage import io
 
 from datamodules import KodakDataModule
 from datamodules import kodak as module
-from datamodules.kodak import KODAK_MD5, PHOTOGRAPHS, download, read_rgb
+from datamodules.download import download
+from datamodules.io import read_rgb
+from datamodules.kodak import KODAK_MD5, PHOTOGRAPHS
 from framework.errors import ConfigError, DataError
 from framework.nn import coordinate_grid
 from tests.png import write_png16
@@ -125,8 +129,9 @@ def test_16_bits_are_rounded_to_8(tmp_path: Path, channels: int, suffix: str) ->
     if suffix == "png":
         write_png16(tmp_path / "deep.png", stored)
     else:
-        layout = {"photometric": "rgb" if channels > 2 else "minisblack", "planarconfig": "contig"}
-        io.imsave(tmp_path / "deep.tif", stored, check_contrast=False, **layout)
+        alpha = ["unassalpha"] if channels in (2, 4) else None
+        kind = "rgb" if channels > 2 else "minisblack"
+        tifffile.imwrite(tmp_path / "deep.tif", stored, photometric=kind, planarconfig="contig", extrasamples=alpha)
     values = deep / 257
     if channels in (2, 4):
         alpha = deep[..., -1:] / 65535
@@ -143,7 +148,7 @@ def test_a_truncated_16_bit_picture_is_named(tmp_path: Path) -> None:
     data = (tmp_path / "whole.png").read_bytes()
     for name, length in (("body", len(data) // 2), ("header", 26)):
         (tmp_path / f"{name}.png").write_bytes(data[:length])
-        with pytest.raises(DataError, match=rf"{name}\.png: cannot be read as a picture"):
+        with pytest.raises(DataError, match=rf"{name}\.png cannot be read as a picture"):
             opened(root=str(tmp_path), images=f"{name}.png")
 
 
@@ -173,7 +178,7 @@ def test_a_corrupt_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("no picture")
     for name in ("half", "text"):
-        with pytest.raises(DataError, match=rf"{name}\.png: cannot be read as a picture"):
+        with pytest.raises(DataError, match=rf"{name}\.png cannot be read as a picture"):
             opened(root=str(tmp_path), images=f"{name}.png")
 
 
@@ -229,7 +234,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[str]:
     Server.asked = []
-    with http.server.HTTPServer(("127.0.0.1", 0), Server) as running:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{running.server_port}/"
@@ -248,6 +253,31 @@ def test_download_resumes_checks_and_appears_only_when_complete(server: str, tmp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.png"]
     with pytest.raises(DataError, match="download failed .*give data.root"):
         download("http://127.0.0.1:9/z.png", tmp_path / "z.png", right)
+
+
+def test_a_part_of_another_file_is_replaced(server: str, tmp_path: Path) -> None:
+    (tmp_path / "x.png.part").write_bytes(b"something else")
+    download(server + "x.png", tmp_path / "x.png", hashlib.md5(Server.content).hexdigest())
+    assert (tmp_path / "x.png").read_bytes() == Server.content
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.png"]
+
+
+def _fetch_in_a_process(url: str, path: Path, md5: str) -> None:
+    download(url, path, md5)
+
+
+def test_processes_that_want_one_file_fetch_it_once(server: str, tmp_path: Path) -> None:
+    md5 = hashlib.md5(Server.content).hexdigest()
+    context = multiprocessing.get_context("fork")
+    wanted = (server + "x.png", tmp_path / "x.png", md5)
+    processes = [context.Process(target=_fetch_in_a_process, args=wanted) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 6
+    assert Server.asked == ["/x.png from 0"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.png"]
 
 
 def test_only_missing_files_are_downloaded_and_none_when_a_root_is_given(
