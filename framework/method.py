@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from framework.distributed import broadcast_buffers
 from framework.errors import CheckpointError, DivergenceError
@@ -92,12 +92,24 @@ class BaseMethod(LightningModule):
         """
         raise NotImplementedError(f"{type(self).__name__} must override step(batch, split)")
 
-    def configure_metrics(self, split: Split) -> dict[str, Metric]:
-        """Fresh metrics of one split; logged as `split/name` and reset each epoch. The loss is added by itself."""
+    def configure_metrics(self, split: Split) -> dict[str, Metric] | MetricCollection:
+        """Fresh metrics of one split; logged as `split/name` and reset each epoch. The loss is added by itself.
+
+        Metrics of a MetricCollection that are one compute group count once.
+        """
         return {}
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: dict[str, Tensor], batch: Batch) -> None:
-        """Counts one batch: by default every metric gets `outputs["preds"]` and `outputs["target"]`."""
+        """Counts one batch: by default every metric gets `outputs["preds"]` and `outputs["target"]`.
+
+        Args:
+            metrics: what `configure_metrics` returned.
+            outputs: what `step` returned.
+            batch: what `step` got.
+        """
+        if isinstance(metrics, MetricCollection):
+            metrics.update(outputs["preds"], outputs["target"])
+            return
         for metric in metrics.values():
             metric.update(outputs["preds"], outputs["target"])
 
@@ -215,8 +227,12 @@ class BaseMethod(LightningModule):
         for split in ("train", "val", "test"):
             key = f"{split}_metrics"  # a ModuleDict has attributes of its own, `train` among them
             if key not in self.metrics:
-                metrics = {"loss": MeanMetric(), **self.configure_metrics(cast(Split, split))}
-                self.metrics[key] = nn.ModuleDict(metrics)
+                metrics = self.configure_metrics(cast(Split, split))
+                if isinstance(metrics, MetricCollection):
+                    self.metrics[f"{split}_collection"] = metrics
+                    # Metrics are logged one by one. The items themselves: copies would count nothing.
+                    metrics = dict(metrics.items(keep_base=False, copy_state=False))
+                self.metrics[key] = nn.ModuleDict({"loss": MeanMetric(), **metrics})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Lightning's hook; logs `train/loss` and the train metrics per epoch, `train/loss_step` per step."""
@@ -241,7 +257,9 @@ class BaseMethod(LightningModule):
         metrics = cast(nn.ModuleDict, self.metrics[f"{split}_metrics"])
         with torch.no_grad():
             cast(MeanMetric, metrics["loss"]).update(loss.detach().float(), weight=size)
-            counted = {name: cast(Metric, metric) for name, metric in metrics.items() if name != "loss"}
+            counted: Any = {name: metric for name, metric in metrics.items() if name != "loss"}
+            if (collection := f"{split}_collection") in self.metrics:
+                counted = self.metrics[collection]
             self.update_metrics(counted, outputs, batch)
         for name, metric in metrics.items():
             on_bar = f"{split}/{name}" in (self.monitor, "train/loss")

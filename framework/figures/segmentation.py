@@ -11,7 +11,12 @@ from framework.figures.style import bare, class_colors, new_figure
 
 
 def segmentation_panel(
-    images: np.ndarray, target: np.ndarray, preds: np.ndarray, num_classes: int, names: Sequence[str] | None = None
+    images: np.ndarray,
+    target: np.ndarray,
+    preds: np.ndarray,
+    num_classes: int,
+    names: Sequence[str] | None = None,
+    ignore: int | None = None,
 ) -> Figure:
     """One row per image: input, truth, prediction, error, and the IoU of every class.
 
@@ -21,6 +26,7 @@ def segmentation_panel(
         preds: (B, H, W) integer class map.
         num_classes: number of classes, background (0) included.
         names: of the classes; by default "background", "class 1", ...
+        ignore: truth of pixels without a label: blank, and neither error nor part of an IoU.
 
     Raises:
         DataError: shapes that do not belong together.
@@ -37,14 +43,15 @@ def segmentation_panel(
     for row, (image, truth, said) in enumerate(zip(images, target, preds, strict=True)):
         shown = _displayable(image)
         axes[row, 0].imshow(shown, cmap="gray" if shown.ndim == 2 else None, interpolation="nearest")
-        for column, labels in ((1, truth), (2, said)):
+        labelled = np.ones(truth.shape, dtype=bool) if ignore is None else truth != ignore
+        for column, labels in ((1, np.ma.masked_where(~labelled, truth)), (2, said)):
             axes[row, column].imshow(labels, cmap=colors, vmin=-0.5, vmax=num_classes - 0.5, interpolation="nearest")
-        wrong = truth != said
+        wrong = (truth != said) & labelled
         axes[row, 3].imshow(wrong, cmap="Reds", vmin=0, vmax=1.25, interpolation="nearest")
-        axes[row, 3].set_xlabel(f"{wrong.mean():.2%} of the pixels")
+        axes[row, 3].set_xlabel(f"{wrong.sum() / max(1, labelled.sum()):.2%} of the pixels")
         for axis in axes[row, :4]:
             bare(axis)
-        _class_bars(axes[row, 4], truth, said, num_classes, names)
+        _class_bars(axes[row, 4], truth[labelled], said[labelled], num_classes, names)
     for axis, title in zip(axes[0], ("input", "truth", "prediction", "error", "IoU per class"), strict=True):
         axis.set_title(title)
     handles = [Patch(facecolor=colors(c), edgecolor="0.4", linewidth=0.5, label=names[c]) for c in range(num_classes)]

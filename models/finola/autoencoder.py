@@ -8,11 +8,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 from framework.errors import ConfigError
 from framework.figures import reconstruction_grid, residual_map, speed_spectrum
 from framework.method import BaseMethod, Batch, Split
+from framework.metrics import float_psnr, float_psnr_pooled
 from framework.nn import Finola, commutator, pde_residual, wave_speeds
 from framework.nn.waves.finola import Scheme
 from models.finola.encoder import Pooling
@@ -77,10 +78,7 @@ def parameter_groups(module: nn.Module, matrix_lr: float | None = None) -> list[
 
 def reconstruction_metrics(split: Split) -> dict[str, Metric]:
     """`psnr`: mean over images of each image's PSNR; `psnr_pooled`: PSNR of the mean squared error; `ssim`. Range 1."""
-    metrics: dict[str, Metric] = {
-        "psnr": PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3)),
-        "psnr_pooled": PeakSignalNoiseRatio(data_range=1.0),
-    }
+    metrics: dict[str, Metric] = {"psnr": float_psnr(), "psnr_pooled": float_psnr_pooled()}
     if split != "train":
         metrics["ssim"] = StructuralSimilarityIndexMeasure(data_range=1.0)
     return metrics

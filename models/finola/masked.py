@@ -9,11 +9,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.image import PeakSignalNoiseRatio
 
 from framework.errors import ConfigError
 from framework.figures import reconstruction_grid
 from framework.method import BaseMethod, Batch, Split
+from framework.metrics import float_psnr
 from framework.nn import Finola
 from models.finola.autoencoder import ADAMW, Loss, check_rate, parameter_groups, pixel_loss
 from models.finola.decoder import Decoder
@@ -221,7 +221,7 @@ class MaskedFinola(BaseMethod):
 
     def configure_metrics(self, split: Split) -> dict[str, Metric]:
         """`psnr`: mean over images of the PSNR of their masked pixels in [0, 1]."""
-        return {"psnr": PeakSignalNoiseRatio(data_range=1.0, dim=1)}
+        return {"psnr": float_psnr(dims=2)}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Weight decay on convolutions and linear layers, none on FINOLA's matrices, norms, biases and seeds."""

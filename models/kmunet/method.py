@@ -4,46 +4,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassF1Score, MulticlassJaccardIndex
+from torchmetrics import MetricCollection
 
 from framework.errors import ConfigError, DivergenceError
 from framework.figures import edge_strength_maps, outside_fractions, segmentation_panel, spline_curves
 from framework.method import ADAM, LOSS_CHECK_EVERY, BaseMethod, Batch, Split
+from framework.metrics import overlap_metrics
 from framework.nn import KOrigins, SplineLayer, observe, spline_layers
 from framework.nn.splines.bspline import Tail
 from framework.nn.splines.coefficients import transfer_matrix
 from framework.nn.splines.expansion import Base, Implementation
 from framework.nn.splines.optimizer import map_moments
 from models.kmunet.network import KMUNetwork, Up
+from models.segmentation import Loss, check_classes, segmentation_loss
 
-Loss = Literal["cross_entropy", "weighted_cross_entropy", "dice", "cross_entropy+dice", "weighted_cross_entropy+dice"]
-
-
-class _OfOneClass(Metric):
-    """Mixin for a metric with one value per class: keeps that of class `index`, or the mean over the foreground's."""
-
-    def __init__(self, num_classes: int, index: int | None) -> None:
-        super().__init__(num_classes, average="none")  # type: ignore[call-arg]  # the classes behind it take these
-        self.index = index
-
-    def compute(self) -> Tensor:
-        """Scalar float32 in [0, 1]; the mean over the foreground classes for index None."""
-        values = super().compute()  # type: ignore[safe-super]
-        return values[1:].mean() if self.index is None else values[self.index]
-
-
-class ClassDice(_OfOneClass, MulticlassF1Score):
-    """Dice of one class over a whole dataset, counts first; torchmetrics' F1, which is the same number."""
-
-
-class ClassIoU(_OfOneClass, MulticlassJaccardIndex):
-    """IoU of one class over a whole dataset, counts first."""
+__all__ = ["KMUNet", "Loss", "segmentation_loss"]
 
 
 class KMUNet(BaseMethod):
@@ -73,6 +52,7 @@ class KMUNet(BaseMethod):
         optimizer: any of torch's; with GridExtension one whose moments can be carried over.
         lr_scheduler: None: constant.
         lr_interval: `epoch` or `step`.
+        ignore_index: mask value of pixels without a label, which count in neither loss nor figures; None: all have one.
 
     Raises:
         ConfigError: arguments that do not go together.
@@ -105,6 +85,7 @@ class KMUNet(BaseMethod):
         optimizer: OptimizerCallable = ADAM,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler, lr_interval)
         if num_classes < 2 or in_channels < 1:
@@ -120,7 +101,7 @@ class KMUNet(BaseMethod):
                 f"model.class_weights: expected {num_classes} weights with a weighted loss and none otherwise, got "
                 f"{class_weights!r} with loss {loss}"
             )
-        self.num_classes, self.loss = num_classes, loss
+        self.num_classes, self.ignore_index, self.loss = num_classes, ignore_index, loss
         weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights / weights.mean(), persistent=False)
         self.korigins = None if korigins is None else KOrigins(in_channels, korigins)
@@ -165,22 +146,16 @@ class KMUNet(BaseMethod):
 
     def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
         """The loss, averaged over the samples, and the predicted classes."""
-        self._check_batch(batch)
+        check_classes(batch["mask"], self.num_classes, self.ignore_index)
         logits = self(batch["image"])
         self._check_finite(logits, batch["image"])
-        loss = segmentation_loss(logits.float(), batch["mask"], self.loss, cast(Tensor, self.class_weights))
+        weights = cast(Tensor, self.class_weights)
+        loss = segmentation_loss(logits.float(), batch["mask"], self.loss, weights, self.ignore_index)
         return {"loss": loss, "preds": logits.argmax(1), "target": batch["mask"]}
 
-    def configure_metrics(self, split: Split) -> dict[str, Metric]:
+    def configure_metrics(self, split: Split) -> MetricCollection:
         """Dataset-level `dice` and `iou` (foreground means) and those of every class."""
-        metrics: dict[str, Metric] = {
-            "dice": ClassDice(self.num_classes, None),
-            "iou": ClassIoU(self.num_classes, None),
-        }
-        for c in range(self.num_classes):
-            metrics[f"dice_{c}"] = ClassDice(self.num_classes, c)
-            metrics[f"iou_{c}"] = ClassIoU(self.num_classes, c)
-        return metrics
+        return overlap_metrics(self.num_classes, self.ignore_index, by_class=True, validate_args=False)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Coefficients apart from the rest, so that weight decay and SGD's rate can follow the grid."""
@@ -200,7 +175,8 @@ class KMUNet(BaseMethod):
         layers = spline_layers(self.network)
         with torch.compiler.set_stance("force_eager"), observe(layers) as moments:
             preds = self(batch["image"].to(self.device)).argmax(1).cpu().numpy()
-        panel = segmentation_panel(batch["image"].cpu().numpy(), batch["mask"].cpu().numpy(), preds, self.num_classes)
+        image, mask = batch["image"].cpu().numpy(), batch["mask"].cpu().numpy()
+        panel = segmentation_panel(image, mask, preds, self.num_classes, ignore=self.ignore_index)
         if not layers:
             return {"segmentation": panel}
         named = {name.removeprefix("units.").removesuffix(".conv"): name for name in layers}
@@ -259,16 +235,6 @@ class KMUNet(BaseMethod):
 
     # ------------------------------------------------------------------ checks
 
-    def _check_batch(self, batch: Batch) -> None:
-        mask = batch["mask"]
-        if mask.is_cuda:
-            return
-        if int(mask.max()) >= self.num_classes or int(mask.min()) < 0:
-            raise ConfigError(
-                f"model.num_classes: expected classes 0..{self.num_classes - 1}, but a mask holds {int(mask.min())} to "
-                f"{int(mask.max())}"
-            )
-
     def _check_finite(self, logits: Tensor, image: Tensor) -> None:
         # reading a value waits for the device
         if logits.is_cuda and self._trainer is not None and self.global_step % LOSS_CHECK_EVERY:
@@ -305,33 +271,6 @@ def equal_parameter_width(network: Any, width: int, spline_stages: Sequence[int]
             count = sum(p.numel() for p in network(candidate, []).parameters())
             best = min(best, (abs(count - wanted), candidate))
     return best[1]
-
-
-def segmentation_loss(logits: Tensor, target: Tensor, kind: Loss, class_weights: Tensor) -> Tensor:
-    """Cross-entropy, soft Dice, or their sum; every sample counts alike.
-
-    Args:
-        logits: (B, C, H, W) float32.
-        target: (B, H, W) int64.
-        kind: the sum's terms joined by `+`.
-        class_weights: (C,) float32 of mean 1, applied in `weighted_cross_entropy`.
-
-    Returns:
-        scalar. Dice is 1 - mean over samples and classes of (2 sum p t + 1) / (sum p + sum t + 1) (Milletari et al.,
-        arXiv 1606.04797, with the sums to the first power).
-    """
-    terms = []
-    for term in kind.split("+"):
-        if term == "dice":
-            probabilities = logits.softmax(1)
-            truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
-            overlap = (probabilities * truth).sum((2, 3))
-            size = probabilities.sum((2, 3)) + truth.sum((2, 3))
-            terms.append(1 - ((2 * overlap + 1) / (size + 1)).mean())
-        else:
-            losses = F.cross_entropy(logits, target, reduction="none")
-            terms.append((losses * class_weights[target] if term.startswith("weighted") else losses).mean())
-    return torch.stack(terms).sum()
 
 
 def first_not_finite(network: nn.Module, image: Tensor, front: nn.Module | None = None) -> str:

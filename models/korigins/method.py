@@ -5,7 +5,6 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,6 +17,7 @@ from framework.method import BaseMethod, Batch, Split
 from framework.metrics import BatchForegroundIoU, ForegroundIoU
 from framework.nn import gaussian_mixture_statistics, multi_otsu_statistics, origins_from_statistics
 from models.korigins.network import KOriginsUNet
+from models.segmentation import check_classes, pixel_cross_entropy
 
 # the paper's code: Keras' Adam, whose epsilon is 1e-7
 KERAS_ADAM = cast(OptimizerCallable, {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4, "eps": 1e-7}})
@@ -64,6 +64,7 @@ class KOriginsSegmentation(BaseMethod):
         optimizer: of the convolutions; the origins share it at their own learning rate.
         lr_scheduler: None: constant.
         lr_interval: `epoch` or `step`.
+        ignore_index: mask value of pixels without a label, which count in neither loss nor figures; None: all have one.
 
     Raises:
         ConfigError: arguments that do not go together.
@@ -99,6 +100,7 @@ class KOriginsSegmentation(BaseMethod):
         optimizer: OptimizerCallable = KERAS_ADAM,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler, lr_interval)
         if (class_mean is None) != (class_std is None):
@@ -111,7 +113,7 @@ class KOriginsSegmentation(BaseMethod):
             raise ConfigError(f"model.origin_lr and model.bias_lr: expected 0 or more, got {origin_lr} and {bias_lr}")
         if widen is not None and len(widen) != 2:
             raise ConfigError(f"model.widen: expected two factors, first level and deeper, got {widen}")
-        self.num_classes = num_classes
+        self.num_classes, self.ignore_index = num_classes, ignore_index
         self.origins = origins
         self.class_mean, self.class_std = class_mean, class_std
         self.standardize_input, self.data_bias = standardize_input, data_bias
@@ -229,20 +231,21 @@ class KOriginsSegmentation(BaseMethod):
         return self.network(image)
 
     def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
-        """Cross-entropy averaged over all pixels, without class weights (specification, section 5)."""
-        self._check_batch(batch)
+        """Cross-entropy averaged over all pixels, without class weights, as in the author's code."""
+        check_classes(batch["mask"], self.num_classes, self.ignore_index)
         logits = self(batch["image"])
-        loss = F.cross_entropy(logits.float(), batch["mask"])
+        loss = pixel_cross_entropy(logits.float(), batch["mask"], self.ignore_index)
         return {"loss": loss, "preds": logits.argmax(1), "target": batch["mask"]}
 
     def configure_metrics(self, split: Split) -> dict[str, Metric]:
         """Dataset `iou`, pixel `accuracy`, and on one process `iou_batch`, the figure of the author's code."""
-        metrics: dict[str, Metric] = {
-            "iou": ForegroundIoU(self.num_classes),
-            "accuracy": MulticlassAccuracy(self.num_classes, average="micro"),
+        classes, ignored = self.num_classes, self.ignore_index
+        metrics: dict[str, Metric] = {  # `step` has checked the maps
+            "iou": ForegroundIoU(classes, ignored, validate_args=False),
+            "accuracy": MulticlassAccuracy(classes, average="micro", ignore_index=ignored, validate_args=False),
         }
         if self._trainer is None or self._trainer.world_size == 1:
-            metrics["iou_batch"] = BatchForegroundIoU(self.num_classes)
+            metrics["iou_batch"] = BatchForegroundIoU(classes, ignored)
         return metrics
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -264,20 +267,13 @@ class KOriginsSegmentation(BaseMethod):
     def figures(self, batch: Batch) -> Mapping[str, Figure]:  # type: ignore[override]
         """Input, truth, prediction, error and IoU per class; Hellinger distances where class statistics are known."""
         preds = self(batch["image"].to(self.device)).argmax(1).cpu().numpy()
-        panel = segmentation_panel(batch["image"].cpu().numpy(), batch["mask"].cpu().numpy(), preds, self.num_classes)
-        drawn = {"segmentation": panel}
+        image, mask = batch["image"].cpu().numpy(), batch["mask"].cpu().numpy()
+        drawn = {"segmentation": segmentation_panel(image, mask, preds, self.num_classes, ignore=self.ignore_index)}
         if (known := self._known_statistics()) is not None:
-            shares = np.bincount(batch["mask"].cpu().numpy().ravel(), minlength=self.num_classes)
+            shares = np.bincount(mask[mask != self.ignore_index].ravel(), minlength=self.num_classes)
             drawn["separability"] = separability(*known, shares / shares.sum())
         return drawn
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`mask` uint8 (B, H, W) under the samples' `index`."""
         return {"index": batch["index"], "mask": self(batch["image"]).argmax(1).to(torch.uint8)}
-
-    def _check_batch(self, batch: Batch) -> None:
-        highest = int(batch["mask"].max()) if not batch["mask"].is_cuda else 0
-        if highest >= self.num_classes:
-            raise ConfigError(
-                f"model.num_classes: expected classes 0..{self.num_classes - 1}, but a mask holds class {highest}"
-            )

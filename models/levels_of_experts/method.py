@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from framework.distributed import gather_rows, is_distributed, ranks
 from framework.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from framework.figures import error_panel, psnr_over_time, reconstruction_panel
 from framework.method import LOSS_CHECK_EVERY, BaseMethod, Batch, Split
+from framework.metrics import ImagePSNR, Reduction, squared_error_8bit, to_8bit
 from framework.nn import clip_segments, coordinate_grid, map_bits
 from framework.nn.coordinates.experts import Bias
-from framework.psnr import ImagePSNR, squared_error_8bit, to_8bit
 from models.levels_of_experts.network import LevelsOfExpertsNetwork
 from models.levels_of_experts.rows import (
     MAP,
@@ -331,20 +331,20 @@ class LevelsOfExperts(BaseMethod):
         self._epoch_losses = self._epoch_losses + self._losses.detach()
         return self._losses.sum()
 
-    def configure_metrics(self, split: Split) -> dict[str, Metric]:
+    def configure_metrics(self, split: Split) -> dict[str, Metric] | MetricCollection:
         """`psnr`, `psnr_lowest`, `psnr_highest` over images; only the loss in training, to keep steps cheap."""
         if split == "train":
             return {}
         count = len(self.names)
-        return {
-            "psnr": ImagePSNR(count, "mean"),
-            "psnr_lowest": ImagePSNR(count, "lowest"),
-            "psnr_highest": ImagePSNR(count, "highest"),
+        figures = {"psnr": "mean", "psnr_lowest": "lowest", "psnr_highest": "highest"}
+        metrics: dict[str, Metric | MetricCollection] = {
+            name: ImagePSNR(count, cast(Reduction, reduction)) for name, reduction in figures.items()
         }
+        return MetricCollection(metrics, compute_groups=[list(metrics)])
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: dict[str, Tensor], batch: Batch) -> None:
         """Counts the images' squared errors."""
-        for metric in metrics.values():
+        for metric in [metrics] if isinstance(metrics, MetricCollection) else metrics.values():
             metric.update(outputs["squared_error"], batch["image"][0].numel(), batch["index"])
 
     def batch_size(self, batch: Batch) -> int:

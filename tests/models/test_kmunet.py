@@ -3,14 +3,13 @@
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from torchmetrics.classification import MulticlassF1Score, MulticlassJaccardIndex
 
 from datamodules import CellsDataModule
 from framework.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from framework.figures import edge_strength_maps, outside_fractions, spline_curves
 from framework.nn import KANConv2d, KANConvTranspose2d, KOrigins, spline_layers
 from models import KMUNet
-from models.kmunet.method import ClassDice, ClassIoU, segmentation_loss
+from models.kmunet.method import segmentation_loss
 
 
 def trained_like(model: KMUNet) -> KMUNet:
@@ -94,18 +93,15 @@ def test_a_perfect_prediction_has_no_loss() -> None:
     assert segmentation_loss(logits, target, "cross_entropy+dice", torch.ones(3)) < 1e-6
 
 
-def test_dice_and_iou_are_torchmetrics_by_class() -> None:
-    preds, target = torch.randint(3, (4, 9, 9)), torch.randint(3, (4, 9, 9))
-    for ours, theirs in ((ClassDice, MulticlassF1Score), (ClassIoU, MulticlassJaccardIndex)):
-        expected = theirs(3, average="none")(preds, target)
-        for c in range(3):
-            metric = ours(3, c)
-            metric.update(preds[:1], target[:1])
-            metric.update(preds[1:], target[1:])
-            assert metric.compute() == expected[c]
-        metric = ours(3, None)
-        metric.update(preds, target)
-        assert metric.compute() == pytest.approx(float(expected[1:].mean()), abs=1e-7)
+@pytest.mark.parametrize("kind", ["cross_entropy", "weighted_cross_entropy", "dice"])
+def test_pixels_without_a_label_are_in_no_loss(kind) -> None:
+    logits, target, weights = torch.randn(1, 3, 1, 20), torch.randint(3, (1, 1, 20)), torch.tensor([0.5, 1.0, 1.5])
+    kept = torch.arange(20) % 3 > 0
+    marked = torch.where(kept, target, 255)
+    expected = segmentation_loss(logits[..., kept], target[..., kept], kind, weights)
+    assert segmentation_loss(logits, marked, kind, weights, 255) == pytest.approx(float(expected), abs=1e-6)
+    nothing = segmentation_loss(logits, torch.full_like(target, 255), "cross_entropy+dice", weights, 255)
+    assert nothing.isfinite()
 
 
 # ---------------------------------------------------------------------- precision and compilation

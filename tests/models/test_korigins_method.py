@@ -174,7 +174,7 @@ def test_classes_that_differ_from_the_datas_are_an_error() -> None:
 def test_a_mask_with_an_unknown_class_is_named() -> None:
     model = KOriginsSegmentation(width=2)
     batch = {"image": torch.zeros(1, 1, 8, 8), "mask": torch.full((1, 8, 8), 5)}
-    with pytest.raises(ConfigError, match=r"expected classes 0\.\.1, but a mask holds class 5"):
+    with pytest.raises(ConfigError, match=r"expected classes 0\.\.1, but a mask holds 5 to 5"):
         model.step(batch, "train")
 
 
