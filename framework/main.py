@@ -16,6 +16,7 @@ VERBS = {
         "framework.commands.filters:run",
         "fit, match, extract and show depthwise filters as scale-space operators",
     ),
+    "study": ("framework.commands.study:run", "a table of runs: every cell of a study by fit and test, resumable"),
     "list": ("framework.commands.listing:run", "methods, data, callbacks and configurations, a line each"),
     "doctor": ("framework.commands.doctor:run", "versions, devices, and whether this installation is healthy"),
 }
@@ -48,15 +49,15 @@ def main(args: Sequence[str] | None = None) -> Any:
     verb = words[0]
     if verb in VERBS:
         module, function = VERBS[verb][0].split(":")
+        if verb == "study":
+            _find_packages()
+            words += [word for module_ in modules for word in ("--import", module_)]
         return getattr(importlib.import_module(module), function)(words[1:])
     if verb not in TRAINER_VERBS:
         near = difflib.get_close_matches(verb, [*VERBS, *TRAINER_VERBS], n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*TRAINER_VERBS, *VERBS])}."
         raise ConfigError(f"framework {verb}: no such command; {hint}")
-    check_packages()
-    # A user's modules lie in the working directory; at the end of the path they cannot shadow ours.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    _find_packages()
     from framework.commands.cli import run_trainer_verb
 
     for module in modules:
@@ -104,6 +105,13 @@ def check_packages() -> None:
             f"these packages are not ours: {where}. A folder of the same name hides them; start from another "
             "directory, or take that folder off PYTHONPATH"
         )
+
+
+def _find_packages() -> None:
+    check_packages()
+    # A user's modules lie in the working directory; at the end of the path they cannot shadow ours.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
 
 
 def _take_imports(words: list[str]) -> tuple[list[str], list[str]]:

@@ -1,0 +1,271 @@
+"""`framework study NAME`: every cell of a study as `framework fit` and `test` run it, a row of a CSV for each."""
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from framework.commands.cli import RUNS
+from framework.commands.study_cell import BUSY, DONE, STOPPED, cell_command, cell_folder, run_in_process
+from framework.commands.study_plan import Cell, Study, load_study, study_names
+from framework.commands.study_rows import keys_of, read_rows
+from framework.errors import ConfigError
+from framework.provenance import portable
+
+
+def run(args: Sequence[str]) -> int:
+    """Runs `framework study`; the exit status is 1 when a cell failed, 130 after Ctrl-C."""
+    options, extra = _parser().parse_known_args(list(args))
+    if stray := [word for word in extra if not word.startswith("--") or "=" not in word]:
+        raise ConfigError(f"framework study: {stray[0]}: expected --key=value, which every cell's command gets")
+    study = load_study(options.name, extra)
+    out = Path(options.out or Path(RUNS, "studies", f"{study.name}.csv"))
+    modules = [*options.imports]
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    cells = chosen_cells(study, options.only)
+    if options.dry_run:
+        for cell in cells:
+            done = tuple(cell.key.values()) in keys_of(read_rows(out), study.columns)
+            console.print(f"{'there' if done else 'to do'}  {cell_command(study, cell)}", soft_wrap=True, markup=False)
+        return 0
+    warn_of_other_settings(study, out, console)
+    command = shlex.join(portable(["framework", "study", *_without_jobs(args)]))
+    runner = Runner(study, out, command, modules, options.jobs, console)
+    status = runner.run(cells)
+    console.print(result_table(study, out))
+    console.print(f"written: {out}", soft_wrap=True)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = ", ".join(name for name, _ in study_names())
+    parser = argparse.ArgumentParser(
+        prog="framework study",
+        description="Every cell of a study as `framework fit` runs it; a cell whose row is there is not run again. "
+        "Further --key=value words go to every cell's command.",
+        epilog=f"There are {names}.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", help="a study's name, or the path of its YAML file")
+    parser.add_argument("--out", help="CSV file; by default below runs/studies")
+    parser.add_argument("--only", nargs="+", default=[], metavar="AXIS=VALUE", help="only the cells with these labels")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once, each in a process of one thread")
+    parser.add_argument("--dry-run", action="store_true", help="only print the cells and their commands")
+    parser.add_argument("--import", dest="imports", action="append", default=[], help=argparse.SUPPRESS)
+    return parser
+
+
+def _without_jobs(args: Sequence[str]) -> list[str]:
+    """The words of a row's command: how many cells ran at once is no part of it."""
+    words = iter(args)
+    kept = []
+    for word in words:
+        if word == "--jobs":
+            next(words, None)
+        elif not word.startswith("--jobs="):
+            kept.append(word)
+    return kept
+
+
+def chosen_cells(study: Study, only: Sequence[str]) -> list[Cell]:
+    """The cells that `--only axis=value ...` leaves; several values of one axis are alternatives.
+
+    Raises:
+        ConfigError: an axis or a label that the study does not have.
+    """
+    wanted: dict[str, set[str]] = {}
+    for word in only:
+        axis, equals, value = word.rpartition("=")
+        labels = dict.fromkeys(cell.key[axis] for cell in study.cells) if axis in study.columns else {}
+        if not equals or not labels:
+            raise ConfigError(f"--only {word}: expected axis=value with an axis of {', '.join(study.columns)}")
+        if value not in labels:
+            raise ConfigError(f"--only {word}: {axis} has no such value; there are {', '.join(labels)}")
+        wanted.setdefault(axis, set()).add(value)
+    return [cell for cell in study.cells if all(cell.key[axis] in values for axis, values in wanted.items())]
+
+
+def warn_of_other_settings(study: Study, out: Path, console: Console) -> None:
+    """Says when rows that are there, and therefore are not run again, were made by another command."""
+    commands = {tuple(cell.key.values()): cell_command(study, cell) for cell in study.cells}
+    others = [
+        row
+        for row in read_rows(out)
+        if row.get("run") and row["run"] != commands.get(tuple(row.get(c, "") for c in study.columns), row["run"])
+    ]
+    if others:
+        console.print(
+            f"{len(others)} rows of {out} were made with other settings than the study has now (column `run`); they "
+            "are kept: delete them, or give another --out, to run their cells again",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def result_table(study: Study, out: Path) -> Table:
+    """The rows of the file, without the columns that say how they were made."""
+    hidden = {"hardware", "torch", "lightning", "date", "command", "run", "peak_mib", "peak_device_mib", "cpu_s"}
+    rows = read_rows(out)
+    table = Table(title=study.name, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    names = [name for name in (rows[0] if rows else {}) if name not in hidden]
+    for name in names:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
+    return table
+
+
+class Runner:
+    """Runs cells in processes, some at once, and never one whose row is there or that another process runs.
+
+    Args:
+        study: what is run.
+        out: the CSV file.
+        command: of the rows.
+        modules: a user's, imported first.
+        jobs: cells at once.
+        console: where the progress is shown.
+    """
+
+    def __init__(self, study: Study, out: Path, command: str, modules: list[str], jobs: int, console: Console) -> None:
+        if jobs < 1:
+            raise ConfigError(f"--jobs: expected at least 1, got {jobs}")
+        self.study, self.out, self.command, self.modules, self.jobs = study, out, command, modules, jobs
+        self.console = console
+        self.failed: list[Cell] = []
+        self.took: list[float] = []
+        self.context = _processes()
+
+    def run(self, cells: Sequence[Cell]) -> int:
+        """Runs what is left of these cells; the exit status."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TextColumn("{task.fields[left]}"), console=self.console) as bar:
+            self.bar = bar
+            self.task = bar.add_task(self.study.name, total=len(cells), left="")
+            try:
+                for phase in self._phases(cells):
+                    self._run_all(phase)
+            except KeyboardInterrupt:
+                self.console.print("stopped; the same command goes on where this one was")
+                return STOPPED
+        for cell in self.failed:
+            log = cell_folder(self.study, cell, self.out) / "log.txt"
+            lines = log.read_text().strip().splitlines() if log.is_file() else []
+            self.console.print(f"failed: {cell.title}: {lines[-1] if lines else ''}", soft_wrap=True, markup=False)
+            self.console.print(f"  see {log}", soft_wrap=True, markup=False)
+        return 1 if self.failed else 0
+
+    def _phases(self, cells: Sequence[Cell]) -> Iterator[list[Cell]]:
+        """All cells at once, or with `choose` the first seed's and then the others' at the best label of an axis."""
+        if self.study.choose is None:
+            yield list(cells)
+            return
+        first = self.study.cells[0].key["seed"]
+        yield [cell for cell in cells if cell.key["seed"] == first]
+        axis, kept = self.study.choose
+        later = [cell for cell in cells if cell.key["seed"] != first]
+        best = best_labels(read_rows(self.out), axis, kept.figure, kept.best, self.study.columns, first)
+        chosen = [c for c in later if best.get(_others(c.key, axis, self.study.columns)) == c.key[axis]]
+        self.bar.update(self.task, total=len(cells) - len(later) + len(chosen))
+        yield chosen
+
+    def _run_all(self, cells: list[Cell]) -> None:
+        todo, busy = list(cells), list[Cell]()
+        running: list[tuple[Cell, BaseProcess, float]] = []
+        try:
+            while todo or running or busy:
+                done = keys_of(read_rows(self.out), self.study.columns)
+                while todo and len(running) < self.jobs:
+                    cell = todo.pop(0)
+                    if tuple(cell.key.values()) in done:
+                        self.bar.advance(self.task)
+                        continue
+                    running.append((cell, self._start(cell), time.monotonic()))
+                busy += self._collect(running)
+                if busy and not todo and not running:
+                    # another study runs these; look again, for that one may be killed
+                    time.sleep(1.0)
+                    todo, busy = busy, []
+        except KeyboardInterrupt:
+            self._stop(process for _, process, _ in running)
+            raise
+
+    def _start(self, cell: Cell) -> BaseProcess:
+        arguments = (self.study, cell, self.out, self.command, self.modules)
+        process = self.context.Process(target=run_in_process, args=arguments)  # type: ignore[attr-defined]
+        process.start()
+        return process
+
+    def _collect(self, running: list[tuple[Cell, BaseProcess, float]]) -> list[Cell]:
+        """Takes ended processes out of `running`; returns the cells that another process runs."""
+        busy = []
+        if running:
+            multiprocessing.connection.wait([process.sentinel for _, process, _ in running], timeout=1.0)
+        for entry in [entry for entry in running if not entry[1].is_alive()]:
+            cell, process, start = entry
+            running.remove(entry)
+            process.join()
+            if process.exitcode == BUSY:
+                busy.append(cell)
+                continue
+            seconds = time.monotonic() - start
+            self.took.append(seconds)
+            if process.exitcode != DONE:
+                self.failed.append(cell)
+            word = "done" if process.exitcode == DONE else "failed"
+            self.console.print(f"{word}: {cell.title} ({seconds:.0f} s)", markup=False, highlight=False)
+            self.bar.advance(self.task)
+        self._show_time_left()
+        return busy
+
+    def _show_time_left(self) -> None:
+        task = self.bar.tasks[0]
+        seconds = self.took or [float(r["wall_s"]) for r in read_rows(self.out) if r.get("wall_s")]
+        if seconds and task.total is not None:
+            left = (task.total - task.completed) * sum(seconds) / len(seconds) / self.jobs
+            self.bar.update(self.task, left=f"about {left / 60:.0f} min left")
+
+    def _stop(self, processes: Iterator[BaseProcess]) -> None:
+        """Hands Ctrl-C on, and waits for the checkpoints; a second Ctrl-C does not wait."""
+        alive = [process for process in processes if process.is_alive()]
+        for process in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid or 0, signal.SIGINT)
+        for process in alive:
+            process.join()
+
+
+def _processes() -> multiprocessing.context.BaseContext:
+    """Processes that start quickly: forked from one that has the imports and nothing else."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["framework.commands.study_cell"])
+    return context
+
+
+def _others(key: dict[str, str], axis: str, columns: Sequence[str]) -> tuple[str, ...]:
+    return tuple(key[c] for c in columns if c not in (axis, "seed"))
+
+
+def best_labels(rows, axis, figure, best, columns, first) -> dict[tuple[str, ...], str]:  # type: ignore[no-untyped-def]
+    """The best label of an axis for every combination of the others, by the first seed's mean of a column."""
+    values: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    for row in rows:
+        if row["seed"] == first:
+            group = values.setdefault(_others(row, axis, columns), {})
+            group.setdefault(row[axis], []).append(float(row[figure]))
+    means = {key: {name: sum(v) / len(v) for name, v in group.items()} for key, group in values.items()}
+    return {key: best(group) for key, group in means.items()}

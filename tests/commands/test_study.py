@@ -1,0 +1,227 @@
+"""`framework study`: what it runs, what it keeps, and that nothing it suffers changes the CSV."""
+
+import csv
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from framework.commands import study as study_module
+from framework.commands.study import best_labels, run
+from framework.commands.study_plan import find_study, load_study, study_names
+from framework.commands.study_record import Kept
+from framework.commands.study_rows import add_rows, read_rows
+from framework.errors import ConfigError
+from framework.main import main
+
+#: what may differ between two runs of one cell
+TIMES = ["wall_s", "cpu_s", "peak_mib", "command"]
+TINY: dict[str, Any] = {
+    "base": "korigins/quickstart",
+    "set": {
+        "model.rfl": 8,
+        "model.width": 2,
+        "data.side": 24,
+        "data.images": 14,
+        "data.shapes_per_class": [1, 1],
+        "data.radius_range": [3, 5],
+        "trainer.num_sanity_val_steps": 0,
+        "trainer.max_epochs": 4,
+        "trainer.callbacks": [{"class_path": "tests.commands.study_killer.KillOnce"}],
+    },
+    "axes": {"origins": {"none": {"model.origins": "none"}, "statistics": {}}},
+    "seeds": [0],
+    "test": True,
+    "keep": {"iou": "val/iou max", "epochs": "val/iou first >= 0.03", "loss": "val/loss last", "test_iou": "test/iou"},
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with `tiny.yaml`; processes are forked from this one, which has the imports."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study_module, "_processes", lambda: multiprocessing.get_context("fork"))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
+    return tmp_path
+
+
+def in_process(*words: str) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=run, args=(list(words),))
+    process.start()
+    return process  # type: ignore[return-value]
+
+
+def figures(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=TIMES)
+
+
+def test_a_study_killed_in_a_cell_and_started_again_has_the_rows_of_one_that_was_not(here: Path) -> None:
+    killed = in_process("tiny.yaml", "--out", "out.csv")
+    killed.join()
+    assert killed.exitcode == -9
+    assert len(read_rows(here / "out.csv")) == 1
+    assert run(["tiny.yaml", "--out", "out.csv"]) == 0
+    # the cell that was killed went on from its checkpoint, in another folder of its runs
+    assert [len(list(cell.glob("version_*"))) for cell in sorted((here / "runs/studies/tiny").iterdir())].count(3) == 1
+    assert run(["tiny.yaml", "--out", "whole.csv"]) == 0
+    ours, whole = figures(here / "out.csv"), figures(here / "whole.csv")
+    assert len(whole) == 2
+    pd.testing.assert_frame_equal(ours, whole)
+
+
+def test_two_studies_at_once_run_every_cell_once(here: Path) -> None:
+    (here / "killed").touch()
+    both = [in_process("tiny.yaml", "--out", "out.csv") for _ in range(2)]
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    rows = read_rows(here / "out.csv")
+    assert [(row["origins"], row["seed"]) for row in rows] == [("none", "0"), ("statistics", "0")]
+    # one fit and one test in each cell's folder
+    assert {len(list(cell.glob("version_*"))) for cell in (here / "runs/studies/tiny").iterdir()} == {2}
+
+
+def test_a_row_is_what_fit_and_test_say(here: Path) -> None:
+    (here / "killed").touch()
+    assert run(["tiny.yaml", "--out", "out.csv", "--only", "origins=statistics"]) == 0
+    (row,) = read_rows(here / "out.csv")
+    words = [f"--{key}={value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).strip()}"
+             for key, value in TINY["set"].items()]  # fmt: skip
+    words += ["--seed_everything=0", "--data.seed=0", "--trainer.enable_progress_bar=false"]
+    fit = main(["fit", "-c", "korigins/quickstart", *words])
+    log = pd.read_csv(next(Path("runs/korigins/quickstart").glob("version_0/metrics.csv")))
+    iou = log["val/iou"].dropna()
+    assert float(row["iou"]) == pytest.approx(iou.max(), rel=1e-5)
+    reached = [epoch for epoch, value in enumerate(iou, start=1) if value >= 0.03]
+    assert row["epochs"] == (str(reached[0]) if reached else "> 4")
+    assert float(row["loss"]) == pytest.approx(log["val/loss"].dropna().iloc[-1], rel=1e-5)
+    assert int(row["parameters"]) == sum(p.numel() for p in fit.model.parameters())
+    test = main(["test", "-c", "korigins/quickstart", *words, "--ckpt_path", "best"])
+    assert float(row["test_iou"]) == pytest.approx(float(test.trainer.callback_metrics["test/iou"]), rel=1e-5)
+    for column in ("wall_s", "cpu_s", "peak_mib"):
+        assert float(row[column]) > 0
+    assert row["command"].startswith("framework study tiny.yaml")
+    assert row["run"].startswith("framework fit -c korigins/quickstart --model.rfl=8")
+
+
+def test_a_cell_that_fails_is_named_and_has_no_row(here: Path, capsys: pytest.CaptureFixture) -> None:
+    content = TINY | {"axes": {"model.rfl": [9, 8]}, "seeds": [0], "test": False, "keep": {"iou": "val/iou max"}}
+    (here / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (here / "killed").touch()
+    assert run(["tiny.yaml", "--out", "out.csv", "--jobs", "2"]) == 1
+    assert [row["model.rfl"] for row in read_rows(here / "out.csv")] == ["8"]
+    assert "failed: model.rfl 9, seed 0: error: model.rfl" in capsys.readouterr().out
+
+
+def plain_rows(count: int, scale: float = 1.0) -> list[dict[str, float]]:
+    """What a study's function may look like."""
+    return [{"part": part, "value": scale * part} for part in range(count)]
+
+
+def test_a_function_gives_rows_of_its_own(here: Path) -> None:
+    content = {"rows": f"{__name__}:plain_rows", "set": {"scale": 2.0}, "axes": {"count": [1, 2]}}
+    (here / "rows.yaml").write_text(yaml.safe_dump(content))
+    assert run(["rows.yaml", "--out", "rows.csv"]) == 0
+    rows = [(row["count"], row["part"], row["value"]) for row in read_rows(here / "rows.csv")]
+    assert rows == [("1", "0", "0.0"), ("2", "0", "0.0"), ("2", "1", "2.0")]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("val/iou max", 0.9),
+        ("val/iou min", 0.1),
+        ("val/iou", 0.5),
+        ("val/iou last", 0.5),
+        ("val/iou mean", 0.5),
+        ("val/iou first >= 0.8", 2),
+        ("val/iou first < 0.6", 1),
+        ("val/iou first > 0.9", "> 3"),
+    ],
+)
+def test_an_expression_keeps_one_number_of_a_curve(text: str, value: object) -> None:
+    assert Kept.parse("keep.x", text).of({"val/iou": [(1, 0.1), (2, 0.9), (3, 0.5)]}) == value
+
+
+@pytest.mark.parametrize("text", ["val/iou best", "val/iou first", "val/iou first >= high", ""])
+def test_another_expression_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"keep\.x: expected a figure"):
+        Kept.parse("keep.x", text)
+
+
+def test_a_half_written_row_is_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    path.write_text("seed,iou\n0,0.5\n1,0.2")
+    assert read_rows(path) == [{"seed": "0", "iou": "0.5"}]
+    path.write_text("seed,iou,date\n0,0.5,today\n1,0.2\n")
+    assert [row["seed"] for row in read_rows(path)] == ["0"]
+    order = [("1",), ("0",)]
+    assert add_rows(path, [{"seed": 1, "iou": 0.3, "more": "x"}], ["seed"], order)
+    assert not add_rows(path, [{"seed": 1, "iou": 0.4}], ["seed"], order)
+    with path.open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["seed", "iou", "more", "date"],
+            ["1", "0.3", "x", ""],
+            ["0", "0.5", "", "today"],
+        ]
+
+
+def test_later_seeds_run_at_the_first_seeds_best_label() -> None:
+    columns = ["variant", "rate", "seed"]
+    rows = [
+        {"variant": v, "rate": r, "seed": "0", "psnr": p}
+        for v, r, p in [("a", "1", "3"), ("a", "1", "5"), ("a", "2", "4.5"), ("b", "1", "1"), ("b", "2", "0")]
+    ]
+    rows.append({"variant": "b", "rate": "2", "seed": "1", "psnr": "9"})
+    kept = Kept.parse("choose.by", "psnr max")
+    assert best_labels(rows, "rate", "psnr", kept.best, columns, "0") == {("a",): "2", ("b",): "1"}
+
+
+def test_only_and_skip_leave_cells_out(here: Path) -> None:
+    content = TINY | {
+        "seeds": [0, 1],
+        "axes": {**TINY["axes"], "model.rfl": [8, 18]},
+        "skip": [{"origins": "none", "model.rfl": 18}],
+    }
+    (here / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    study = load_study("tiny.yaml")
+    assert [tuple(cell.key.values()) for cell in study.cells[:3]] == [
+        ("none", "8", "0"),
+        ("statistics", "8", "0"),
+        ("statistics", "18", "0"),
+    ]
+    chosen = study_module.chosen_cells(study, ["origins=statistics", "model.rfl=18"])
+    assert [tuple(cell.key.values()) for cell in chosen] == [("statistics", "18", "0"), ("statistics", "18", "1")]
+    with pytest.raises(ConfigError, match="origins has no such value; there are none, statistics"):
+        study_module.chosen_cells(study, ["origins=random"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": [0]}, "no key 'seed' in a study; did you mean seeds"),
+        ({"base": "korigins/quickstrat"}, "did you mean korigins/quickstart"),
+        ({"axes": {"origins": "none"}}, "axes.origins: expected a list"),
+        ({"keep": {"iou": "val/iou best"}}, "keep.iou: expected a figure"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(here: Path, change: dict, message: str) -> None:
+    (here / "tiny.yaml").write_text(yaml.safe_dump(TINY | change))
+    with pytest.raises(ConfigError, match=message):
+        load_study("tiny.yaml")
+
+
+def test_a_study_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="there is no such file and no study of this name"):
+        find_study("korigins/epoch")
+
+
+@pytest.mark.parametrize("name", [name for name, _ in study_names()])
+def test_every_shipped_study_can_be_planned(name: str) -> None:
+    study = load_study(name)
+    keys = study.order()
+    assert keys
+    assert len(set(keys)) == len(keys)
