@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import pandas as pd
 import torch
@@ -14,15 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 
 from framework.figures import training_curves
-
-
-@runtime_checkable
-class DrawsFigures(Protocol):
-    """What FigureWriter asks of a module (or of another callback, without the batch)."""
-
-    def figures(self, batch: Any) -> Mapping[str, Figure]:
-        """Figures by name, drawn from one evaluation batch."""
-        ...
+from framework.protocols import DrawsFigures
 
 
 class FigureWriter(Callback):

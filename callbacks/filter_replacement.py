@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchmetrics import MeanMetric
 
 from callbacks.figure_writer import save_figure
@@ -34,17 +33,9 @@ from framework.nn import (
     reference_statistics,
     swapped,
 )
+from framework.protocols import HasCalibration
 
 DEFAULT_BANKS = ("A", "B", "C1", "C2", "D1", "D2", "random", "k-lines", "sigma-network", "sigma-layer", "sigma-filter")
-
-
-@runtime_checkable
-class HasCalibration(Protocol):
-    """A data module with pictures set aside for recalibration."""
-
-    def calibration_dataset(self) -> Dataset:
-        """Samples with the key `image`."""
-        ...
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """Grids that grow in training, exactly: the network's function stays the same at the event, its freedom does not."""
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -8,8 +7,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
+from framework.compat import averaged_models
 from framework.errors import ConfigError
 from framework.nn import SplineLayer, spline_layers
 from framework.nn.splines.optimizer import carry_moments, check_optimizers, rescale_groups
@@ -193,16 +192,6 @@ class GridExtension(Callback):
         """The inverse of `state_dict`."""
         self.done = list(state_dict["done"])
         self._best, self._waited, self._due = state_dict["best"], state_dict["waited"], state_dict["due"]
-
-
-def averaged_models(trainer: Trainer) -> Iterator[nn.Module]:
-    """Copies of the model that Lightning's averaging callbacks (EMA, SWA) keep, with the model's own names inside."""
-    for callback in getattr(trainer, "callbacks", []):
-        copy = getattr(callback, "_average_model", None)
-        if isinstance(copy, AveragedModel):  # EMA wraps its copy, SWA does not
-            copy = copy.module
-        if isinstance(copy, nn.Module):
-            yield copy
 
 
 def _sampled(layer: SplineLayer) -> Tensor:

@@ -1,7 +1,7 @@
 """A linear probe on a module's frozen features at the end of training."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -12,15 +12,7 @@ from torch.utils.data import DataLoader
 
 from framework.errors import ConfigError
 from framework.nn import linear_probe
-
-
-@runtime_checkable
-class HasFeatures(Protocol):
-    """What LinearProbe asks of a module."""
-
-    def features(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) images -> (B, D) features."""
-        ...
+from framework.protocols import HasFeatures
 
 
 class LinearProbe(Callback):

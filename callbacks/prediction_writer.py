@@ -11,6 +11,7 @@ from skimage import io
 from torch import Tensor
 
 from framework.errors import ConfigError
+from framework.protocols import NamesSamples
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -54,7 +55,8 @@ class PredictionWriter(BasePredictionWriter):
                 f"PredictionWriter: predict_step of {type(pl_module).__name__} must return a mapping with the key "
                 f"'index', got {type(prediction).__name__}"
             )
-        name = getattr(getattr(trainer, "datamodule", None), "sample_name", "{:06d}".format)
+        data = getattr(trainer, "datamodule", None)
+        name = data.sample_name if isinstance(data, NamesSamples) else "{:06d}".format
         for key, values in prediction.items():
             if key == "index":
                 continue

@@ -1,6 +1,6 @@
 """Class maps of the images, computed once and handed to the model that asks for them."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,23 +15,10 @@ from framework.distributed import broadcast_tensors, ranks
 from framework.errors import ConfigError, DataError
 from framework.figures import segmentation_map_panel
 from framework.nn import equal_bins, kmeans_colours, luminance, map_bits, multi_otsu
+from framework.protocols import HasDatasets, NamesSamples, TakesSegmentation
 from framework.serialization import import_target
 
 METHODS = ("multi_otsu", "equal_bins", "kmeans")
-
-
-@runtime_checkable
-class TakesSegmentation(Protocol):
-    """A model that asks for class maps."""
-
-    @property
-    def segmentation_classes(self) -> int | None:
-        """Number of classes; None when it wants no map."""
-        ...
-
-    def set_segmentation_maps(self, maps: Tensor) -> None:
-        """(images, H, W) uint8, laid out like the batches' `image`."""
-        ...
 
 
 class SegmentationMaps(Callback):
@@ -75,7 +62,8 @@ class SegmentationMaps(Callback):
         classes = pl_module.segmentation_classes
         if classes is None:
             return
-        dataset = next(iter(getattr(getattr(trainer, "datamodule", None), "datasets", {}).values()), None)
+        data = getattr(trainer, "datamodule", None)
+        dataset: Any = next(iter(data.datasets.values()), None) if isinstance(data, HasDatasets) else None
         if dataset is None:
             raise ConfigError("SegmentationMaps: needs a data module with a dataset of images")
         first = dataset[0]["image"]
@@ -160,5 +148,5 @@ class SegmentationMaps(Callback):
         return (rgb.transpose(1, 0, 2), labels.T) if height > width else (rgb, labels)
 
     def _name(self, trainer: Trainer, index: int) -> str:
-        naming = getattr(getattr(trainer, "datamodule", None), "sample_name", None)
-        return naming(index) if naming is not None else f"{index:06d}"
+        data = getattr(trainer, "datamodule", None)
+        return data.sample_name(index) if isinstance(data, NamesSamples) else f"{index:06d}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import lightning
 import torch
@@ -13,37 +13,19 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.optim import Optimizer
 
-from callbacks.grid_extension import averaged_models
+from framework.compat import averaged_models
 from framework.distributed import is_distributed
 from framework.errors import ConfigError
 from framework.nn import SplineLayer, SplineMoments, observe, spline_layers
 from framework.nn.splines.optimizer import stop_momentum
 from framework.nn.splines.pruning import (
-    ChannelGroup,
     Granularity,
     Score,
     add_group_lasso_gradient,
     choose_edges,
     edge_scores,
 )
-
-
-@runtime_checkable
-class GroupsChannels(Protocol):
-    """A module that knows which input channels of its layers are one and the same channel."""
-
-    def channel_groups(self) -> list[ChannelGroup]:
-        """Groups of (layer, input channel)."""
-        ...
-
-
-@runtime_checkable
-class Shrinks(Protocol):
-    """A module that can rebuild itself without what has been pruned."""
-
-    def shrunk(self) -> LightningModule:
-        """A smaller module of the same class and function."""
-        ...
+from framework.protocols import GroupsChannels, Shrinks
 
 
 class SplinePruning(Callback):

@@ -12,19 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from framework.distributed import broadcast_buffers
-from framework.errors import CheckpointError, DivergenceError
-from framework.lifecycle import missing_contracts
+from framework.compat import attached_trainer, averaged_models
+from framework.distributed import broadcast_tensors
+from framework.errors import CheckpointError
+from framework.lifecycle import LOSS_CHECK_EVERY, missing_contracts
 from framework.resume import apply_changed_settings, describe
 from framework.serialization import NotPlain, class_path, factory, is_class, to_plain
 
@@ -34,11 +35,50 @@ if TYPE_CHECKING:
 Split = Literal["train", "val", "test"]
 Batch = dict[str, Tensor]
 
-# steps between two looks at the loss for values that are not finite, on an accelerator
-LOSS_CHECK_EVERY = 50
+__all__ = ["ADAM", "LOSS_CHECK_EVERY", "BaseMethod", "Batch", "Split", "settle_epoch"]
 
 # The plain form is a legal value of OptimizerCallable: jsonargparse and BaseMethod both turn it into a callable.
 ADAM = cast(OptimizerCallable, {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}})
+
+
+def _kept(contract: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes a hook run the method `contract` first, once, whether or not an override calls `super()`."""
+
+    def decorate(hook: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(hook)
+        def kept(self: "BaseMethod", *args: Any, **kwargs: Any) -> Any:
+            running = self.__dict__.setdefault("_running", set())
+            if contract in running:  # called by an override, which has run it
+                return hook(self, *args, **kwargs)
+            running.add(contract)
+            try:
+                getattr(self, contract)(*args, **kwargs)
+                return hook(self, *args, **kwargs)
+            finally:
+                running.discard(contract)
+
+        return kept
+
+    return decorate
+
+
+def _once(hook: Callable[..., None]) -> Callable[..., None]:
+    """Makes `initialise` do nothing the second time, and nothing once weights have been restored."""
+
+    @functools.wraps(hook)
+    def once(self: "BaseMethod", *args: Any, **kwargs: Any) -> None:
+        running = self.__dict__.setdefault("_running", set())
+        if "initialise" in running:  # called by an override
+            hook(self, *args, **kwargs)
+        elif not self._initialised:
+            running.add("initialise")
+            try:
+                hook(self, *args, **kwargs)
+            finally:
+                running.discard("initialise")
+            self._initialised = True
+
+    return once
 
 
 class BaseMethod(LightningModule):
@@ -55,6 +95,8 @@ class BaseMethod(LightningModule):
     #: the figure that says which checkpoint is best, and whether it is to be large (`max`) or small (`min`)
     monitor: str = "val/loss"
     monitor_mode: Literal["min", "max"] = "min"
+    #: whether `initialise` belongs before an evaluation too: weights that come from elsewhere than training
+    evaluates_untrained: bool = False
 
     def __init__(
         self,
@@ -68,18 +110,76 @@ class BaseMethod(LightningModule):
         self.lr_scheduler_factory = None if lr_scheduler is None else factory(lr_scheduler, "lr_scheduler")
         self.lr_interval = lr_interval
         self.metrics = nn.ModuleDict()
-        self._plateau_figure: float | None = None
+        self._initialised = False
         self._optimizer_settings: dict[str, Any] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Adds the contracts to a subclass's own callbacks, whether or not it calls `super().configure_callbacks()`."""
+        """Keeps the contracts in a subclass's hooks, whether or not they call `super()`."""
         super().__init_subclass__(**kwargs)
-        if "configure_callbacks" in cls.__dict__:
-            cls.configure_callbacks = _with_contracts(cls.configure_callbacks)  # type: ignore[method-assign]
+        for name, guard in _GUARDS.items():
+            if name in cls.__dict__:
+                setattr(cls, name, guard(cls.__dict__[name]))
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
         """Lightning's hook: the callbacks that this method needs; those of `framework.lifecycle` are added to them."""
-        return missing_contracts(self._trainer)
+        return missing_contracts(self.attached_trainer)
+
+    # ------------------------------------------------------------------ Trainer and data, where there are any
+
+    @property
+    def attached_trainer(self) -> Trainer | None:
+        """The Trainer that the method is in, or None; `self.trainer` raises where there is none."""
+        return attached_trainer(self)
+
+    @property
+    def data(self) -> LightningDataModule | None:
+        """The Trainer's data module, or None; what it must be able to do says a Protocol of `framework.protocols`."""
+        return getattr(self.attached_trainer, "datamodule", None)
+
+    def adapt(self, data: LightningDataModule | None) -> None:
+        """Fits the method's structure to the data, or refuses them: number of classes, one network per image, ...
+
+        Called at the start of every verb, after the data module's `setup` and before everything else, whether or not a
+        checkpoint is about to be restored.
+
+        Args:
+            data: the data module; None for a Trainer that was given loaders.
+        """
+
+    @_once
+    def initialise(self, data: LightningDataModule | None) -> None:
+        """Sets initial values that depend on the data, or that come from files.
+
+        Called once in a method's life: before the first training's optimizer is built (with `evaluates_untrained`
+        before an evaluation too), never after a checkpoint was restored. Afterwards parameters and buffers are made
+        equal on all ranks.
+
+        Args:
+            data: the data module; None for a Trainer that was given loaders.
+        """
+
+    def meet_data(self) -> None:
+        """Start of a verb, called by `framework.lifecycle`: structure, then metrics; nothing of earlier verbs left."""
+        with torch.inference_mode(False):
+            self.adapt(self.data)
+            self._build_metrics()
+            for metric in self.modules():
+                if isinstance(metric, Metric):
+                    metric.reset()  # counted under inference mode, it could not be counted in training
+
+    def initialise_once(self, evaluating: bool = False) -> None:
+        """`initialise` where it is due, called by `framework.lifecycle` and before the optimizer is built."""
+        trainer = self.attached_trainer
+        if trainer is None or self._initialised or (evaluating and not self.evaluates_untrained):
+            return
+        with torch.inference_mode(False):
+            self.initialise(self.data)
+            if isinstance(trainer.strategy, DDPStrategy):
+                own = set(getattr(self, "_ddp_params_and_buffers_to_ignore", ()))
+                named = [*self.named_parameters(), *self.named_buffers()]
+                broadcast_tensors(tensor.detach() for name, tensor in named if name not in own)
+            for average in averaged_models(trainer):  # copied before
+                average.load_state_dict(self.state_dict())
 
     # ------------------------------------------------------------------ hooks of a method
 
@@ -150,22 +250,29 @@ class BaseMethod(LightningModule):
                 del self._hparams[name]
         self._hparams_initial = copy.deepcopy(self._hparams)
 
+    @_kept("_store")
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores the class, how the optimizer was built, the figure a plateau scheduler still has to see.
+        """Lightning's hook; the class and how the optimizer was built are stored by then."""
 
-        `pretrained` is stored as false: a class rebuilt from it would download weights only to overwrite them.
-        """
+    def _store(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["class_path"] = class_path(type(self))
         hparams = checkpoint.get("hyper_parameters", {})
         if "pretrained" in hparams:
+            # a class rebuilt from it would download weights only to overwrite them
             hparams["pretrained"] = False
         if self._optimizer_settings is not None:
             checkpoint["optimizer_settings"] = self._optimizer_settings
-        for config in self.trainer.lr_scheduler_configs if self._trainer is not None else []:
-            if isinstance(config.scheduler, ReduceLROnPlateau) and config.monitor in self.trainer.callback_metrics:
-                checkpoint["plateau_figure"] = float(self.trainer.callback_metrics[config.monitor])
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Torch's; a method with restored weights is not initialised any more."""
+        self._initialised = True
+        return super().load_state_dict(*args, **kwargs)
+
+    @_kept("_restore")
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook; the checkpoint has been checked and put between two epochs by then."""
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another class's checkpoint; rewinds one from the middle of an epoch to that epoch's start.
 
         In fit, settings of optimizer and scheduler that differ from the checkpoint's replace them (`framework.resume`).
@@ -180,15 +287,16 @@ class BaseMethod(LightningModule):
                 f"ckpt_path: the checkpoint holds a {stored}, but the model is a {class_path(type(self))}; "
                 "give the configuration of the first or a checkpoint of the second"
             )
-        self._plateau_figure = checkpoint.get("plateau_figure")
+        self._initialised = True
         epoch = settle_epoch(checkpoint)
         if epoch is not None:
             rank_zero_info(f"The checkpoint was saved in the middle of epoch {epoch}: epoch {epoch} starts again.")
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+        if (trainer := self.attached_trainer) is not None and trainer.state.fn == TrainerFn.FITTING:
             apply_changed_settings(checkpoint, self._build_optimizer, self.hparams)
 
     # ------------------------------------------------------------------ optimization
 
+    @_kept("_before_optimizer")
     def configure_optimizers(self) -> Any:
         """One optimizer over `parameter_groups()`, and its scheduler."""
         optimizer, scheduler = self._build_optimizer()
@@ -200,30 +308,20 @@ class BaseMethod(LightningModule):
             entry["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": entry}
 
+    def _before_optimizer(self) -> None:
+        if (trainer := self.attached_trainer) is not None and trainer.state.fn == TrainerFn.FITTING:
+            self.initialise_once()
+
     def _build_optimizer(self, factors: Sequence[float] | None = None) -> tuple[Optimizer, LRScheduler | None]:
         optimizer = self.optimizer_factory(self.parameter_groups())
         for group, factor in zip(optimizer.param_groups, factors or [], strict=False):
             group["lr"] *= factor
         return optimizer, None if self.lr_scheduler_factory is None else self.lr_scheduler_factory(optimizer)
 
-    def on_train_start(self) -> None:
-        """Catches up on the scheduler step that Lightning takes after an epoch's checkpoint is written."""
-        for config in self.trainer.lr_scheduler_configs:
-            scheduler = config.scheduler
-            if config.interval != "epoch" or not isinstance(scheduler, LRScheduler):
-                continue
-            due = self.current_epoch // config.frequency
-            if isinstance(scheduler, ReduceLROnPlateau):
-                if scheduler.last_epoch < due and self._plateau_figure is not None:
-                    scheduler.step(self._plateau_figure)
-                continue
-            while scheduler.last_epoch < due:
-                scheduler.step()
-
     # ------------------------------------------------------------------ steps, written once
 
-    def setup(self, stage: str) -> None:
-        """Builds the metrics of every split once; they move to the device with the module."""
+    def _build_metrics(self) -> None:
+        # once; they move to the device with the module
         for split in ("train", "val", "test"):
             key = f"{split}_metrics"  # a ModuleDict has attributes of its own, `train` among them
             if key not in self.metrics:
@@ -251,8 +349,6 @@ class BaseMethod(LightningModule):
     def _shared_step(self, batch: Batch, split: Split) -> Tensor:
         outputs = self.step(batch, split)
         loss = outputs["loss"]
-        if split == "train":
-            self._stop_if_not_finite(loss)
         size = self.batch_size(batch)
         metrics = cast(nn.ModuleDict, self.metrics[f"{split}_metrics"])
         with torch.no_grad():
@@ -268,37 +364,6 @@ class BaseMethod(LightningModule):
             )
         return loss
 
-    def _stop_if_not_finite(self, loss: Tensor) -> None:
-        # Reading the value waits for the device: every step on the CPU, now and then on an accelerator.
-        trainer = self._trainer
-        if trainer is None or (loss.is_cuda and self.global_step % LOSS_CHECK_EVERY):
-            return
-        if bool(torch.isfinite(loss.detach()).all()):
-            return
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or getattr(
-            trainer.checkpoint_callback, "last_model_path", ""
-        )
-        kept = f"the last good checkpoint is {best}" if best else "no checkpoint had been written yet"
-        raise DivergenceError(
-            f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}); {kept}. "
-            "Lower the learning rate, or look at the input for values that are not finite."
-        )
-
-    # ------------------------------------------------------------------ evaluation without collectives in a step
-
-    def on_validation_epoch_start(self) -> None:
-        """Makes buffers equal on all ranks once, and stops DDP from doing so in every forward pass."""
-        if isinstance(self.trainer.model, DistributedDataParallel):
-            broadcast_buffers(self)
-            self._ddp_broadcasts = self.trainer.model.broadcast_buffers
-            # Ranks may hold different numbers of validation batches, and a collective in a step would hang them.
-            self.trainer.model.broadcast_buffers = False
-
-    def on_validation_epoch_end(self) -> None:
-        """Gives DDP its setting back."""
-        if isinstance(self.trainer.model, DistributedDataParallel):
-            self.trainer.model.broadcast_buffers = self._ddp_broadcasts
-
 
 def _with_contracts(hook: Callable[..., Sequence[Callback] | Callback]) -> Callable[..., list[Callback]]:
     @functools.wraps(hook)
@@ -306,9 +371,19 @@ def _with_contracts(hook: Callable[..., Sequence[Callback] | Callback]) -> Calla
         own = hook(self) or []
         own = list(own) if isinstance(own, Sequence) else [own]
         kinds = tuple(type(callback) for callback in own)
-        return [*(c for c in missing_contracts(self._trainer) if not isinstance(c, kinds)), *own]
+        return [*(c for c in missing_contracts(self.attached_trainer) if not isinstance(c, kinds)), *own]
 
     return configure_callbacks
+
+
+#: what keeps a contract in a hook that a subclass overrides
+_GUARDS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "configure_callbacks": _with_contracts,
+    "initialise": _once,
+    "on_save_checkpoint": _kept("_store"),
+    "on_load_checkpoint": _kept("_restore"),
+    "configure_optimizers": _kept("_before_optimizer"),
+}
 
 
 def settle_epoch(checkpoint: dict[str, Any]) -> int | None:

@@ -229,7 +229,7 @@ class FinolaAutoencoder(BaseMethod):
 
     def on_after_backward(self) -> None:
         """Logs the norm of the loss's gradient at the map's start and at its farthest corner, mean over the batch."""
-        if self._grad_norms and self._trainer is not None:
+        if self._grad_norms and self.attached_trainer is not None:
             self.log_dict(self._grad_norms, on_step=True, on_epoch=False)
         self._grad_norms = {}
 

@@ -208,7 +208,7 @@ class MaskedFinola(BaseMethod):
 
     def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
         """The loss on masked pixels; `preds` and `target` hold those pixels only, (B, 3 x masked pixels)."""
-        epoch = self.current_epoch if split == "train" and self._trainer is not None else 0
+        epoch = self.current_epoch if split == "train" and self.attached_trainer is not None else 0
         image = batch["image"]
         preds, masked = self.predict_all(image, self.corners(batch["index"], epoch))
         chosen = masked[:, None].expand_as(image)

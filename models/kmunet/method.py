@@ -237,12 +237,12 @@ class KMUNet(BaseMethod):
 
     def _check_finite(self, logits: Tensor, image: Tensor) -> None:
         # reading a value waits for the device
-        if logits.is_cuda and self._trainer is not None and self.global_step % LOSS_CHECK_EVERY:
+        if logits.is_cuda and self.attached_trainer is not None and self.global_step % LOSS_CHECK_EVERY:
             return
         if bool(torch.isfinite(logits).all()):
             return
         raise DivergenceError(
-            f"the logits are not finite at step {self.global_step if self._trainer is not None else 0}: "
+            f"the logits are not finite at step {self.global_step if self.attached_trainer is not None else 0}: "
             f"{first_not_finite(self.network, image, self.korigins)}. Look at the images for NaN or infinity, or lower "
             "the learning rate"
         )

@@ -1,10 +1,11 @@
 """K-Origins: segmentation of raw 16-bit images with trainable intensity origins (arXiv 2409.02281)."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -16,6 +17,7 @@ from framework.figures import segmentation_panel, separability
 from framework.method import BaseMethod, Batch, Split
 from framework.metrics import BatchForegroundIoU, ForegroundIoU
 from framework.nn import gaussian_mixture_statistics, multi_otsu_statistics, origins_from_statistics
+from framework.protocols import HasClassStatistics, HasDatasets
 from models.korigins.network import KOriginsUNet
 from models.segmentation import check_classes, pixel_cross_entropy
 
@@ -23,15 +25,6 @@ from models.segmentation import check_classes, pixel_cross_entropy
 KERAS_ADAM = cast(OptimizerCallable, {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4, "eps": 1e-7}})
 
 Origins = Literal["none", "class_statistics", "multi_otsu", "gaussian_mixture", "random"]
-
-
-@runtime_checkable
-class HasClassStatistics(Protocol):
-    """A data module that knows the intensities of its classes."""
-
-    def class_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of every class, each (C, N), background first."""
-        ...
 
 
 class KOriginsSegmentation(BaseMethod):
@@ -135,17 +128,11 @@ class KOriginsSegmentation(BaseMethod):
         )
         self.register_buffer("input_mean", torch.zeros(1, in_channels, 1, 1))
         self.register_buffer("input_std", torch.ones(1, in_channels, 1, 1))
-        self._initialised_from_data = False
 
     # ------------------------------------------------------------------ initialisation from data
 
-    def setup(self, stage: str) -> None:
-        """Sets what depends on the data, once, from the same training images on every rank."""
-        super().setup(stage)
-        if stage != "fit" or self._initialised_from_data:
-            return
-        self._initialised_from_data = True
-        # A checkpoint, loaded after this, overwrites all of it.
+    def initialise(self, data: LightningDataModule | None) -> None:
+        """Origins, input standardisation and thresholds from the training images."""
         if self.origins in ("class_statistics", "multi_otsu", "gaussian_mixture"):
             means, stds = self.class_statistics()
             with torch.no_grad():
@@ -157,11 +144,6 @@ class KOriginsSegmentation(BaseMethod):
             self.input_std.copy_(torch.as_tensor(values.std(0).clip(1e-6)).view_as(self.input_std))
         if self.data_bias:
             self._set_first_bias()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint of our own holds everything that `setup` would take from the data."""
-        super().on_load_checkpoint(checkpoint)
-        self._initialised_from_data = True
 
     def class_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of every class, each (C, N): given, known to the data module, or estimated.
@@ -176,10 +158,10 @@ class KOriginsSegmentation(BaseMethod):
             return np.stack([m for m, _ in per_channel], 1), np.stack([s for _, s in per_channel], 1)
         known = self._known_statistics()
         if known is None:
-            data = getattr(self._trainer, "datamodule", None)
             raise ConfigError(
                 "model.origins: class_statistics needs model.class_mean and model.class_std, or a data module with "
-                f"class_statistics() (got {type(data).__name__}); origins: multi_otsu and gaussian_mixture need neither"
+                f"class_statistics() (got {type(self.data).__name__}); origins: multi_otsu and gaussian_mixture need "
+                "neither"
             )
         return known
 
@@ -190,10 +172,9 @@ class KOriginsSegmentation(BaseMethod):
             given = (np.asarray(v, dtype=np.float64) for v in (self.class_mean, self.class_std))
             mean, std = (np.broadcast_to(v.reshape(self.num_classes, -1), shape) for v in given)
             return mean, std
-        data = getattr(self._trainer, "datamodule", None)
-        if not isinstance(data, HasClassStatistics):
+        if not isinstance(self.data, HasClassStatistics):
             return None
-        mean, std = data.class_statistics()
+        mean, std = self.data.class_statistics()
         if mean.shape != shape:
             raise ConfigError(
                 f"model.num_classes, model.in_channels: expected the data's {mean.shape[0]} classes and "
@@ -203,8 +184,7 @@ class KOriginsSegmentation(BaseMethod):
 
     def _training_intensities(self, images: int = 16) -> np.ndarray:
         """(pixels, N) raw intensities of the first training images."""
-        data = getattr(self._trainer, "datamodule", None)
-        dataset = getattr(data, "datasets", {}).get("train")
+        dataset: Any = self.data.datasets.get("train") if isinstance(self.data, HasDatasets) else None
         if dataset is None:
             raise ConfigError("model: initialisation from data needs a data module with a train dataset")
         pixels = [dataset[i]["image"].flatten(1).T.double().numpy() for i in range(min(images, len(dataset)))]
@@ -244,7 +224,7 @@ class KOriginsSegmentation(BaseMethod):
             "iou": ForegroundIoU(classes, ignored, validate_args=False),
             "accuracy": MulticlassAccuracy(classes, average="micro", ignore_index=ignored, validate_args=False),
         }
-        if self._trainer is None or self._trainer.world_size == 1:
+        if self.attached_trainer is None or self.attached_trainer.world_size == 1:
             metrics["iou_batch"] = BatchForegroundIoU(classes, ignored)
         return metrics
 

@@ -8,10 +8,11 @@ and on several processes every rank owns some of them.
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from framework.method import LOSS_CHECK_EVERY, BaseMethod, Batch, Split
 from framework.metrics import ImagePSNR, Reduction, squared_error_8bit, to_8bit
 from framework.nn import clip_segments, coordinate_grid, map_bits
 from framework.nn.coordinates.experts import Bias
+from framework.protocols import HasImages
 from models.levels_of_experts.network import LevelsOfExpertsNetwork
 from models.levels_of_experts.rows import (
     MAP,
@@ -49,21 +51,6 @@ ADAM = cast(OptimizerCallable, {"class_path": "torch.optim.Adam", "init_args": {
 DIVERGED_LOSS = 100.0
 #: rows of one image that are rendered at a time outside training
 RENDERED_ROWS = 65536
-
-
-@runtime_checkable
-class HasImages(Protocol):
-    """A data module whose splits are whole images."""
-
-    @property
-    def image_names(self) -> list[str]:
-        """Names in the order of `index`."""
-        ...
-
-    @property
-    def image_sizes(self) -> list[list[int]]:
-        """[height, width] of every image."""
-        ...
 
 
 class LevelsOfExperts(BaseMethod):
@@ -139,14 +126,13 @@ class LevelsOfExperts(BaseMethod):
 
     # ------------------------------------------------------------------ images and their owners
 
-    def setup(self, stage: str) -> None:
+    def adapt(self, data: LightningDataModule | None) -> None:
         """Builds one network per image of this rank.
 
         Raises:
             ConfigError: no images are known, or the tiles do not divide them. CheckpointError: the module holds the
             networks of other images.
         """
-        data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, HasImages):
             names, sizes = data.image_names, data.image_sizes
         elif self.names:
@@ -157,7 +143,6 @@ class LevelsOfExperts(BaseMethod):
                 f"{type(data).__name__}; or call model.configure_images(names, sizes) first"
             )
         self.configure_images(names, sizes)
-        super().setup(stage)
 
     def configure_images(self, names: list[str], sizes: list[list[int]]) -> None:
         """Builds one network per image that this rank owns (image i belongs to rank i modulo their number).
@@ -292,7 +277,8 @@ class LevelsOfExperts(BaseMethod):
         return functional_call(network, chosen, (inputs, segments))
 
     def _uses_best(self) -> bool:
-        fitting = self._trainer is not None and self._trainer.state.fn == "fit"
+        trainer = self.attached_trainer
+        fitting = trainer is not None and trainer.state.fn == "fit"
         return self.weights == "best" and not fitting
 
     def _forward_in_parts(self, rows: Rows, size: int | None, keep: bool) -> Tensor:

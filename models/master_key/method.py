@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from framework.nn import (
     make_bank,
     match_filters,
 )
+from framework.protocols import HasClassNames
 from models.master_key.network import build_network, load_file_into
 
 ADAMW = cast(OptimizerCallable, {"class_path": "torch.optim.AdamW", "init_args": {"lr": 8e-4, "weight_decay": 0.05}})
@@ -69,6 +71,7 @@ class MasterKeyClassifier(BaseMethod):
 
     monitor = "val/top1"
     monitor_mode = "max"
+    evaluates_untrained = True
 
     def __init__(
         self,
@@ -122,7 +125,6 @@ class MasterKeyClassifier(BaseMethod):
         if freeze_filters:
             for parameter in filter_parameters(self.network):
                 parameter.requires_grad_(False)
-        self._initialised = False
         base = self.optimizer_factory
 
         def with_scaled_rates(groups: Any) -> torch.optim.Optimizer:
@@ -133,16 +135,13 @@ class MasterKeyClassifier(BaseMethod):
 
         self.optimizer_factory = with_scaled_rates
 
-    def initialise(self) -> "MasterKeyClassifier":
+    def initialise(self, data: LightningDataModule | None = None) -> None:
         """Loads `checkpoint`, matches the filters and writes the bank, once; a run does it when it starts.
 
         Raises:
             CheckpointError: weights that are missing or do not match.
             ConfigError: an unknown bank, or `learned` without `filters_file`.
         """
-        if self._initialised:
-            return self
-        self._initialised = True
         # with scale-space layers the network has no plain kernels to load or to match
         plain = self._build() if self._scale_space else self.network
         if self.checkpoint is not None:
@@ -162,29 +161,16 @@ class MasterKeyClassifier(BaseMethod):
         elif self.filters != "original":
             learned = None if self.filters_file is None else load_filters(self.filters_file)
             write_bank(plain, source, self.filters, learned, self.bank_seed)
-        return self
 
-    def setup(self, stage: str) -> None:
+    def adapt(self, data: LightningDataModule | None) -> None:
         """Checks the classes.
 
         Raises:
             ConfigError: the data has another number of classes.
         """
-        super().setup(stage)
-        names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
+        names = data.class_names if isinstance(data, HasClassNames) else None
         if names and len(names) != self.num_classes:
             raise ConfigError(f"model.num_classes: the data has {len(names)} classes, got {self.num_classes}")
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint of our own holds everything that `initialise` would load."""
-        super().on_load_checkpoint(checkpoint)
-        self._initialised = True
-
-    def on_fit_start(self) -> None:
-        """Loads weights and bank, unless a checkpoint of our own has been restored by now."""
-        self.initialise()
-
-    on_validation_start = on_test_start = on_predict_start = on_fit_start
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) float32, normalised as the network was trained -> (B, num_classes) float32 logits."""

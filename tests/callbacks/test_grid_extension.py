@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 
 from callbacks import GridExtension
-from callbacks.grid_extension import averaged_models
 from datamodules import CellsDataModule
+from framework.compat import averaged_models
 from framework.distributed import checksum
 from framework.errors import ConfigError
 from framework.nn import KANConv2d, KANLinear, spline_layers

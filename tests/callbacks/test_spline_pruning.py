@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from callbacks import SplinePruning
-from callbacks.grid_extension import averaged_models
+from framework.compat import averaged_models
 from framework.distributed import checksum
 from framework.errors import ConfigError
 from framework.nn import KANConv2d, KANLinear, observe, spline_layers

@@ -19,6 +19,7 @@ class StandInTrainer:
 
     world_size = 1
     lr_scheduler_configs = ()
+    strategy = None
 
     def __init__(self, datamodule) -> None:
         self.datamodule = datamodule
@@ -28,7 +29,7 @@ def set_up(data: SquaresDataModule, **kwargs) -> KOriginsSegmentation:
     data.setup("fit")
     model = KOriginsSegmentation(num_classes=data.preset.num_classes, in_channels=data.preset.channels, **kwargs)
     model._trainer = StandInTrainer(data)
-    model.setup("fit")
+    model.initialise_once()
     return model
 
 
@@ -76,7 +77,7 @@ def test_origins_from_files_lie_among_the_normalised_values(tmp_path) -> None:
     data.setup("fit")
     model = KOriginsSegmentation(width=2)
     model._trainer = StandInTrainer(data)
-    model.setup("fit")
+    model.initialise_once()
     values = data.datasets["train"][0]["image"]
     assert values.min() - 1 < first_origins(model).min() < first_origins(model).max() < values.max() + 1
 
@@ -97,7 +98,7 @@ def test_fine_tuning_a_loaded_model_begins_at_its_learned_origins(tmp_path) -> N
     trainer.save_checkpoint(tmp_path / "learned.ckpt")
     loaded = KOriginsSegmentation.load_from_checkpoint(tmp_path / "learned.ckpt")
     loaded._trainer = StandInTrainer(data)
-    loaded.setup("fit")
+    loaded.initialise_once()
     assert first_origins(loaded).flatten().tolist() == [19137, 21137, 24537, 27737]
     assert torch.equal(loaded.input_mean, model.input_mean)
 
@@ -159,7 +160,7 @@ def test_a_data_module_without_statistics_is_an_error_with_a_way_out() -> None:
     model = KOriginsSegmentation(width=2)
     model._trainer = StandInTrainer(None)
     with pytest.raises(ConfigError, match="needs model.class_mean and model.class_std, or a data module"):
-        model.setup("fit")
+        model.initialise_once()
 
 
 def test_classes_that_differ_from_the_datas_are_an_error() -> None:
@@ -168,7 +169,7 @@ def test_classes_that_differ_from_the_datas_are_an_error() -> None:
     model = KOriginsSegmentation(num_classes=4, width=2)
     model._trainer = StandInTrainer(data)
     with pytest.raises(ConfigError, match="expected the data's 2 classes and 1 channels, got 4 and 1"):
-        model.setup("fit")
+        model.initialise_once()
 
 
 def test_a_mask_with_an_unknown_class_is_named() -> None:

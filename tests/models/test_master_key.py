@@ -77,7 +77,8 @@ def test_a_checkpoint_is_loaded_by_name(tmp_path: Path) -> None:
     network = small(1)
     method = classifier(checkpoint=saved(network, tmp_path / "w.safetensors"))
     x = torch.randn(2, 3, 32, 32)
-    method.initialise().eval()
+    method.initialise()
+    method.eval()
     assert torch.equal(method(x), network.eval()(x))
 
 

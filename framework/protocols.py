@@ -1,0 +1,142 @@
+"""What a method may ask of a data module, and a callback of a method: small protocols, never a concrete class.
+
+A class has a protocol when it has its methods; nothing is to be inherited or registered.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from lightning.pytorch import LightningModule
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from framework.nn.splines.pruning import ChannelGroup
+
+# ---------------------------------------------------------------------- asked of a data module
+
+
+@runtime_checkable
+class HasDatasets(Protocol):
+    """A data module whose datasets can be looked at, as BaseDataModule's: statistics, class maps, linear probe."""
+
+    datasets: dict[str, Dataset]
+
+
+@runtime_checkable
+class HasClassStatistics(Protocol):
+    """A data module that knows the intensities of its classes: KOriginsSegmentation with `class_statistics`."""
+
+    def class_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of every class, each (C, N), background first."""
+        ...
+
+
+@runtime_checkable
+class HasClassNames(Protocol):
+    """A data module whose labels have names: MasterKeyClassifier compares their number with its own."""
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names in the order of the labels."""
+        ...
+
+
+@runtime_checkable
+class HasImages(Protocol):
+    """A data module whose splits are whole images: LevelsOfExperts."""
+
+    @property
+    def image_names(self) -> list[str]:
+        """Names in the order of `index`."""
+        ...
+
+    @property
+    def image_sizes(self) -> list[list[int]]:
+        """[height, width] of every image."""
+        ...
+
+
+@runtime_checkable
+class NamesSamples(Protocol):
+    """A data module that names its samples: prediction files and figures are called by these."""
+
+    def sample_name(self, index: int) -> str:
+        """Name of the sample with that `index`, without a suffix."""
+        ...
+
+
+@runtime_checkable
+class HasCalibration(Protocol):
+    """A data module with pictures set aside for recalibration: FilterReplacement."""
+
+    def calibration_dataset(self) -> Dataset:
+        """Samples with the key `image`."""
+        ...
+
+
+# ---------------------------------------------------------------------- asked of a method
+
+
+@runtime_checkable
+class MeetsData(Protocol):
+    """A method that builds or initialises something from the data; BaseMethod, for which `framework.lifecycle` asks."""
+
+    def meet_data(self) -> None:
+        """Called at the start of every verb, before any callback or hook of the module is set up."""
+        ...
+
+    def initialise_once(self, evaluating: bool = False) -> None:
+        """Called before the optimizer is built and before an evaluation, with a checkpoint restored or not."""
+        ...
+
+
+@runtime_checkable
+class DrawsFigures(Protocol):
+    """What FigureWriter asks of a module."""
+
+    def figures(self, batch: Any) -> Mapping[str, Figure]:
+        """Figures by name, drawn from one evaluation batch."""
+        ...
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """What LinearProbe asks of a module."""
+
+    def features(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) images -> (B, D) features."""
+        ...
+
+
+@runtime_checkable
+class TakesSegmentation(Protocol):
+    """A model that asks for class maps: SegmentationMaps."""
+
+    @property
+    def segmentation_classes(self) -> int | None:
+        """Number of classes; None when it wants no map."""
+        ...
+
+    def set_segmentation_maps(self, maps: Tensor) -> None:
+        """(images, H, W) uint8, laid out like the batches' `image`."""
+        ...
+
+
+@runtime_checkable
+class GroupsChannels(Protocol):
+    """A module that knows which input channels of its layers are one and the same channel: SplinePruning."""
+
+    def channel_groups(self) -> list[ChannelGroup]:
+        """Groups of (layer, input channel)."""
+        ...
+
+
+@runtime_checkable
+class Shrinks(Protocol):
+    """A module that can rebuild itself without what has been pruned: SplinePruning with `structural`."""
+
+    def shrunk(self) -> LightningModule:
+        """A smaller module of the same class and function."""
+        ...
