@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from framework.errors import ConfigError, DataError
+from framework.nn.modes import followed
 
 Bias = Literal["shared", "per_expert", "none"]
 
@@ -217,6 +218,8 @@ class ExpertLinear(nn.Module):
     def _unsorted(self, x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) -> Tensor:
         if index.shape != x.shape[:2]:
             raise DataError(f"ExpertLinear: expected an index {tuple(x.shape[:2])}, got {tuple(index.shape)}")
+        if followed():
+            return _chosen(x, weight, bias, index)
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.num_experts:
             raise DataError(f"index: expected experts 0..{self.num_experts - 1}, got {int(index.max())}")
         sorts = [nested_sort([row]) for row in index]
@@ -234,17 +237,46 @@ class ExpertLinear(nn.Module):
 
 
 def _segmented(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Sequence[Sequence[Segment]]) -> Tensor:
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    x, weight, bias = _autocast(x), _autocast(weight), None if bias is None else _autocast(bias)
+    if followed():
+        return torch.stack([_sliced(x, weight, bias, b, runs) for b, runs in enumerate(segments)])
     return cast(Tensor, _SegmentedLinear.apply(x, weight, bias, segments))
+
+
+def _autocast(x: Tensor) -> Tensor:
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def _sliced(x: Tensor, weight: Tensor, bias: Tensor | None, b: int, runs: Sequence[Segment]) -> Tensor:
+    """One network's runs in plain operations: (N, out)."""
+    return torch.cat([F.linear(x[b, s:t], weight[b, e], _own(bias, b, e)) for s, t, e in runs])
+
+
+def _own(bias: Tensor | None, b: int, e: int) -> Tensor | None:
+    return bias if bias is None else bias[b, e] if bias.dim() == 3 else bias[b]
+
+
+def _chosen(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) -> Tensor:
+    """Every expert on all rows, and the rows' own kept: right for any index, which a compiler cannot look at.
+
+    Costs as many products as there are experts. An expert out of range, which no error can report here, gives NaN.
+    """
+    x, weight, bias = _autocast(x), _autocast(weight), None if bias is None else _autocast(bias)
+    out = x.new_full((), torch.nan).expand(*x.shape[:2], weight.shape[2])
+    for e in range(weight.shape[1]):
+        own = x @ weight[:, e].mT
+        if bias is not None:
+            own = own + (bias[:, e] if bias.dim() == 3 else bias)[:, None]
+        out = torch.where((index == e)[..., None], own, out)
+    return out
 
 
 class _SegmentedLinear(torch.autograd.Function):
     """Products of row slices, written into outputs allocated once.
 
-    Autograd's own slicing would zero-pad every slice's gradient to the full size.
+    Autograd's own slicing would zero-pad every slice's gradient to the full size. The gradients are sums of the same
+    kind, so that they are differentiable in turn where a graph of them is asked for (create_graph).
     """
 
     @staticmethod
@@ -262,10 +294,11 @@ class _SegmentedLinear(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return (*_twice(x, weight, ctx.bias_shape, grad, ctx.segments, ctx.needs_input_grad), None)
         grad = grad.contiguous()
         grad_x = torch.empty_like(x) if needs_x else None
         # bfloat16 sums over many runs would lose bits
@@ -279,15 +312,57 @@ class _SegmentedLinear(torch.autograd.Function):
                 if grad_x is not None:
                     torch.mm(rows, weight[b, e], out=grad_x[b, start:stop])
                 if grad_weight is not None:
-                    if dtype == weight.dtype:
-                        grad_weight[b, e].addmm_(rows.t(), x[b, start:stop])
-                    else:
-                        grad_weight[b, e] += rows.t() @ x[b, start:stop]
+                    _add_outer(grad_weight[b, e], rows, x[b, start:stop])
                 if grad_bias is not None:
                     grad_bias[b, e] += rows.sum(0, dtype=dtype)
         if needs_bias and not per_expert:
             grad_bias = grad.sum(1, dtype=dtype)
         return grad_x, _as(grad_weight, weight), _as(grad_bias, weight), None
+
+
+def _add_outer(into: Tensor, rows: Tensor, x: Tensor) -> None:
+    if into.dtype == rows.dtype:
+        into.addmm_(rows.t(), x)
+    else:
+        into += rows.t() @ x
+
+
+def _twice(
+    x: Tensor, weight: Tensor, bias_shape: Any, grad: Tensor, segments: Any, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, weight and bias as functions that are differentiable in turn."""
+    experts = weight.shape[1]
+    grad_x = _SegmentedLinear.apply(grad, weight.mT, None, segments) if needs[0] else None
+    grad_weight = _SegmentedOuter.apply(grad, x, segments, experts) if needs[1] else None
+    grad_bias = None
+    if needs[2] and len(bias_shape) == 3:
+        grad_bias = _SegmentedOuter.apply(grad, grad.new_ones(*grad.shape[:2], 1), segments, experts).squeeze(-1)
+    elif needs[2]:
+        grad_bias = grad.sum(1)
+    return grad_x, grad_weight, grad_bias
+
+
+class _SegmentedOuter(torch.autograd.Function):
+    """Every expert's sum of grad_i x_i^T over its rows: (B, N, out), (B, N, in) -> (B, experts, out, in)."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor, segments: Any, experts: int) -> Tensor:
+        ctx.save_for_backward(grad, x)
+        ctx.segments = segments
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        out = x.new_zeros((len(x), experts, grad.shape[2], x.shape[2]), dtype=dtype)
+        for b, runs in enumerate(segments):
+            for start, stop, e in runs:
+                _add_outer(out[b, e], grad[b, start:stop], x[b, start:stop])
+        return out.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        grad, x = ctx.saved_tensors
+        needs_grad, needs_x, *_ = ctx.needs_input_grad
+        of_grad = _SegmentedLinear.apply(x, cotangent, None, ctx.segments) if needs_grad else None
+        of_x = _SegmentedLinear.apply(grad, cotangent.mT, None, ctx.segments) if needs_x else None
+        return of_grad, of_x, None, None
 
 
 def _as(grad: Tensor | None, like: Tensor) -> Tensor | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.errors import CheckpointError, ConfigError
+from framework.nn.modes import followed
 from framework.nn.splines.bspline import (
     SplineGrid,
     Tail,
@@ -204,14 +205,13 @@ class SplineCoefficients(nn.Module):
     def lift(self, x: Tensor) -> Tensor:
         """Basis (and base) values of every input, (...) -> (..., n) or (..., n + 1), see `expand`."""
         route = self.implementation
-        if torch.compiler.is_compiling():
+        if followed():
             route = "dense"  # what compilers fuse; their own partitioner decides what to keep for the backward pass
         return expand(x, self.grid, self.base, "dense" if route == "dense" else "scatter")
 
     def edge_coefficients(self) -> Tensor:
         """Coefficients, zero for pruned edges, the base weight last: (n (+ 1), out, in / groups, *kernel)."""
-        live = self.coefficients[: self.basis] * self.mask
-        return live if self.base_weight is None else torch.cat([live, (self.base_weight * self.mask).unsqueeze(0)])
+        return joined(self.coefficients, self.base_weight, self.mask, self.basis)
 
     def edge_values(self, points: Tensor) -> Tensor:
         """phi at some points: (Q,) -> (Q, out, in / groups, *kernel)."""
@@ -261,6 +261,12 @@ class SplineCoefficients(nn.Module):
     def loading_grid(self, source: SplineGrid) -> SplineGrid:
         """The grid that the layer takes for a stored one: the stored one, within what it was built for."""
         return source.resized(max(self._first_grid_size, min(source.size, self.max_grid_size)))
+
+
+def joined(coefficients: Tensor, base_weight: Tensor | None, mask: Tensor, basis: int) -> Tensor:
+    """The coefficients in use, zero for pruned edges, the base weight last: (n (+ 1), out, in / groups, *kernel)."""
+    live = coefficients[:basis] * mask
+    return live if base_weight is None else torch.cat([live, (base_weight * mask).unsqueeze(0)])
 
 
 def transfer_matrix(source: SplineGrid, target: SplineGrid, name: str) -> Tensor | None:

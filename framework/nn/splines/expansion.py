@@ -60,7 +60,6 @@ class _Scatter(torch.autograd.Function):
         return scatter_values(x, grid, base, dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = cast(Any, ctx).saved_tensors
         return _scatter_gradient(x, cast(Any, ctx).grid, cast(Any, ctx).base, gradient), None, None, None
@@ -86,6 +85,7 @@ def scatter_values(x: Tensor, grid: SplineGrid, base: Base | None, dtype: torch.
 
 
 def _scatter_gradient(x: Tensor, grid: SplineGrid, base: Base | None, gradient: Tensor) -> Tensor:
+    """The gradient of the input; autograd follows it in turn where a graph of it is asked for (create_graph)."""
     exact = at_least_float32(x).contiguous()
     inside, index, u, dropped = _cells(exact, grid)
     slopes = exact.new_empty((*x.shape, grid.order + 1))
@@ -99,8 +99,15 @@ def _scatter_gradient(x: Tensor, grid: SplineGrid, base: Base | None, gradient: 
     if base == "linear":
         result += gradient[..., -1]
     elif base == "silu":
-        result += torch.ops.aten.silu_backward(gradient[..., -1].to(exact.dtype), exact)
+        result += _silu_gradient(gradient[..., -1].to(exact.dtype), exact)
     return result.to(x.dtype)
+
+
+def _silu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return torch.ops.aten.silu_backward(gradient, x)
+    gate = torch.sigmoid(x)  # torch's fused form has no derivative
+    return gradient * gate * (1 + x * (1 - gate))
 
 
 def _cells(x: Tensor, grid: SplineGrid) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -158,9 +158,9 @@ class KANConv2d(_SplineConv):
         bias = None if self.bias is None else self.bias.to(lifted.dtype)
         return F.conv2d(lifted, weight, bias, self.stride, padding, self.dilation, self.groups)
 
-    def lifted_weight(self) -> Tensor:
+    def lifted_weight(self, edges: Tensor) -> Tensor:
         """(O, C / groups n, kh, kw), channels last in memory."""
-        return self.edge_coefficients().permute(1, 3, 4, 2, 0).flatten(3).permute(0, 3, 1, 2)
+        return edges.permute(1, 3, 4, 2, 0).flatten(3).permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
         """As Conv2d's, with the grid."""
@@ -235,11 +235,10 @@ class KANConvTranspose2d(_SplineConv):
             lifted, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
         )
 
-    def lifted_weight(self) -> Tensor:
+    def lifted_weight(self, edges: Tensor) -> Tensor:
         """(C n, O / groups, kh, kw)."""
-        w = self.edge_coefficients()
-        n, out, inner = w.shape[:3]
-        w = w.reshape(n, self.groups, out // self.groups, inner, *self.kernel_size)
+        n, out, inner = edges.shape[:3]
+        w = edges.reshape(n, self.groups, out // self.groups, inner, *self.kernel_size)
         return w.permute(1, 3, 0, 2, 4, 5).reshape(self.in_channels * n, out // self.groups, *self.kernel_size)
 
 
@@ -302,9 +301,9 @@ class KANLinear(SplineLayer):
         """(..., I, n) -> (..., I n)."""
         return lifted.flatten(-2)
 
-    def lifted_weight(self) -> Tensor:
+    def lifted_weight(self, edges: Tensor) -> Tensor:
         """(O, I n)."""
-        return self.edge_coefficients().permute(1, 2, 0).flatten(1)
+        return edges.permute(1, 2, 0).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""

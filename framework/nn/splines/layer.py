@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
+from framework.nn.modes import followed
 from framework.nn.splines.bspline import quadrature
-from framework.nn.splines.coefficients import SplineCoefficients
+from framework.nn.splines.coefficients import SplineCoefficients, joined
 from framework.nn.splines.expansion import expand, rebuild_in_backward, scatter_values
 from framework.nn.splines.moments import SplineMoments
 
@@ -22,8 +23,8 @@ class SplineLayer(SplineCoefficients):
         """(..., in, n) as the input of the ordinary layer, a view."""
         raise NotImplementedError
 
-    def lifted_weight(self) -> Tensor:
-        """The ordinary layer's weight."""
+    def lifted_weight(self, edges: Tensor) -> Tensor:
+        """The ordinary layer's weight, from what `edge_coefficients` gives."""
         raise NotImplementedError
 
     def run_lifted(self, x: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -35,19 +36,24 @@ class SplineLayer(SplineCoefficients):
         """
         source = self.channels_last(x)
         lifted = self.lift(source)
-        weight = self.lifted_weight().to(lifted.dtype)
-        if self.implementation != "recompute" or torch.compiler.is_compiling():
+        weight = self.lifted_weight(self.edge_coefficients()).to(lifted.dtype)
+        if self.implementation != "recompute" or followed():
             return operation(self.arranged(lifted), weight)
-        grid, dtype, held = self.grid, lifted.dtype, source.detach()
+        grid, base, dtype = self.grid, self.base, lifted.dtype
+        # the tensors of this pass: a functional call has its own, and the module's may be others by then
+        parts, held = (self.coefficients.detach(), _detached(self.base_weight), self.mask), source.detach()
+        unchanged = _versions(*parts, held)
 
         def lift_again() -> Tensor:
             if self.grid != grid:
                 raise ConfigError("the grid changed between forward and backward pass; extend it between two steps")
-            return scatter_values(held, grid, self.base, dtype)
+            _check_versions(unchanged)
+            return scatter_values(held, grid, base, dtype)
 
         def weight_again() -> Tensor:
+            _check_versions(unchanged)
             with torch.no_grad():
-                return self.lifted_weight().to(dtype)
+                return self.lifted_weight(joined(*parts, grid.basis)).to(dtype)
 
         with rebuild_in_backward([(lifted, lift_again), (weight, weight_again)]):
             return operation(self.arranged(lifted), weight)
@@ -142,6 +148,22 @@ class SplineLayer(SplineCoefficients):
         """Numbers that count: n per live edge, one more with a base branch, and the bias."""
         per_edge = self.basis + (self.base is not None)
         return int(self.mask.sum()) * per_edge + (self.bias.numel() if self.bias is not None else 0)
+
+
+def _detached(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach()
+
+
+def _versions(*tensors: Tensor | None) -> list[tuple[Tensor, int]]:
+    return [(t, t._version) for t in tensors if t is not None and not t.is_inference()]
+
+
+def _check_versions(unchanged: list[tuple[Tensor, int]]) -> None:
+    if any(t._version != version for t, version in unchanged):
+        raise RuntimeError(
+            "a spline layer's input or parameters were changed in place between forward and backward pass, which "
+            "`implementation: recompute` reads again; step the optimizer after the backward pass"
+        )
 
 
 def spline_layers(module: nn.Module) -> dict[str, SplineLayer]:

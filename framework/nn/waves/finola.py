@@ -9,9 +9,10 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from framework.errors import ConfigError
+from framework.nn.modes import followed
+from framework.nn.waves.plain import plain_map
 from framework.nn.waves.routes import Route
 from framework.nn.waves.steps import DIRECTIONS, Plan, Scheme, normalized
 from framework.nn.waves.wavefront import Wavefront
@@ -20,7 +21,7 @@ from framework.nn.waves.wavefront import Wavefront
 def _parts(plan: Plan) -> list[Any]:
     if plan.scheme == "wavefront":
         return [Wavefront(plan)]
-    axes = {"separable": (0, 1), "row_first": (0,), "column_first": (1,)}[plan.scheme]
+    axes = [axis for axis in (0, 1) if plan.takes(axis)]
     return [Route(plan, axis, 1 / len(axes)) for axis in axes]
 
 
@@ -46,10 +47,11 @@ class _FinolaMap(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
         q, weight = ctx.saved_tensors
         plan: Plan = ctx.plan
+        if torch.is_grad_enabled():  # a graph of the gradients is asked for (create_graph)
+            return (*_twice(q, weight, plan, g, ctx.needs_input_grad), None, None, None)
         factors = weight.to(plan.product)
         grad_q, grad_weight = torch.zeros_like(q), torch.zeros_like(weight)
         kept = iter(ctx.tapes)
@@ -62,6 +64,16 @@ class _FinolaMap(torch.autograd.Function):
                         tapes = part.forward(path, factors, None, False, True)
                     grad_path += part.backward(path, factors, g, tapes, grad_weight)
         return grad_q, grad_weight, None, None, None
+
+
+def _twice(
+    q: Tensor, weight: Tensor, plan: Plan, g: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of q and weight as functions that are differentiable in turn: those of the plain form."""
+    wanted = [t for t, need in zip((q, weight), needs, strict=False) if need]
+    with torch.autocast(q.device.type, enabled=False):
+        grads = iter(torch.autograd.grad(plain_map(q, weight, plan), wanted, g, create_graph=True))
+    return next(grads) if needs[0] else None, next(grads) if needs[1] else None
 
 
 def _paths(q: Tensor, one_by_one: bool) -> Sequence[Tensor]:
@@ -164,7 +176,10 @@ class Finola(nn.Module):
             paths = (paths if q.dim() == 3 else paths.unsqueeze(1)).contiguous()
             # inside a Function gradients are always off, so it is told whether there will be a backward
             matrices, grad = self.directional().to(state), torch.is_grad_enabled()
-            grown = cast(Tensor, _FinolaMap.apply(paths, matrices, plan, self.checkpoint, grad))
+            if followed():
+                grown = plain_map(paths, matrices, plan)
+            else:
+                grown = cast(Tensor, _FinolaMap.apply(paths, matrices, plan, self.checkpoint, grad))
         return grown.permute(0, 3, 1, 2)
 
     def walk(self, z: Tensor, direction: Literal["right", "left", "down", "up"], steps: int) -> Tensor:

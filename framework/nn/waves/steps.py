@@ -26,6 +26,10 @@ class Plan:
     eps: float
     product: torch.dtype  # of the factors of every matrix product
 
+    def takes(self, axis: int) -> bool:
+        """Whether the map that walks along an axis (0 horizontal, 1 vertical) first is part of the scheme."""
+        return self.scheme == "separable" or self.scheme == ("row_first", "column_first")[axis]
+
     def length(self, direction: int) -> int:
         """Steps from the start to the border in one of DIRECTIONS."""
         (height, width), (row, col) = self.size, self.start

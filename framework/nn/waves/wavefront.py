@@ -51,7 +51,7 @@ class Wavefront:
                     targets.append(y * width + x)
         return torch.tensor(sources, device=device), torch.tensor(targets, device=device)
 
-    def _mix(self, z: Tensor, product: Tensor, diagonal: int) -> Tensor:
+    def mix(self, z: Tensor, product: Tensor, diagonal: int) -> Tensor:
         """The next diagonal from z (Q, m, B, C) and its products (Q, m, B, 2, C)."""
         before, run = self.run(diagonal - 1), self.run(diagonal)
         new = z.new_zeros(z.shape[0], len(run), *z.shape[2:])
@@ -80,7 +80,7 @@ class Wavefront:
             product = torch.bmm(factor.flatten(1, 2), stacked.mT).to(z.dtype)
             if keep:
                 tape.append((factor, rstd))
-            z = self._mix(z, product.view(*z.shape[:3], 2, channels), diagonal)
+            z = self.mix(z, product.view(*z.shape[:3], 2, channels), diagonal)
             self._put(z, diagonal, out, fresh, paths)
         return [tape]
 

@@ -1,0 +1,14 @@
+"""How a layer is being run: by itself, or under something that follows every operation."""
+
+import torch
+
+
+def followed() -> bool:
+    """Whether a compiler, an exporter, a tracer or a function transform follows every operation.
+
+    Layers with a fast path of their own (in-place operations, a written-out backward, sorted rows) then take their
+    form of plain differentiable operations, which is right at other sizes and values than the ones it was followed at:
+    under `torch.compile`, `torch.export`, `torch.jit.trace` and `torch.func` (vmap, grad, jacrev, ...).
+    """
+    # torch has no public question for the last one; its own autograd.Function asks this
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
