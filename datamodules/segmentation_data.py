@@ -1,9 +1,7 @@
-"""Image and mask files: reading them with every check, and augmentation that treats both alike."""
+"""Samples of images and masks: reading, shrinking, normalising, and augmentation that treats both alike."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,20 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.io import open_picture
+from datamodules.masks import read_mask
+from datamodules.pairing import Pair
+from datamodules.planes import image_of
+from datamodules.reading import Reading
 from framework.errors import DataError
-
-Normalize = Literal["zscore", "percentile", "depth", "none"]
-DEPTHS = {np.dtype(bool): 1, np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}
-SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One sample: its unique index, its image file and its mask file (None in unlabelled prediction data)."""
-
-    index: int
-    image: Path
-    mask: Path | None
 
 
 @dataclass(frozen=True)
@@ -48,93 +37,6 @@ class Augmentation:
     intensity: float = 0.0
 
 
-def list_images(folder: Path, key: str) -> dict[str, Path]:
-    """The image files of a folder by stem.
-
-    Raises:
-        DataError: no such folder, no image in it, or two images of one stem; `key` names the argument.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{key}: there is no folder {folder}; give data.root, data.images and data.masks")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES:
-            if path.stem in found:
-                raise DataError(f"{key}: {path.name} and {found[path.stem].name} have one stem; remove one of them")
-            found[path.stem] = path
-    if not found:
-        raise DataError(f"{key}: no image in {folder} (looked for {', '.join(SUFFIXES)})")
-    return found
-
-
-def read_array(path: Path) -> np.ndarray:
-    """A file as (H, W) or (H, W, channels), its own dtype.
-
-    Raises:
-        DataError: the file cannot be decoded.
-    """
-    return open_picture(path).pixels()
-
-
-def read_image(path: Path, channels: int, bit_depth: int | None) -> np.ndarray:
-    """(channels, H, W) float32 in the file's own units; alpha is dropped, colour becomes grey by BT.601 and back.
-
-    Raises:
-        DataError: not decodable, of another depth than promised, or not finite.
-    """
-    return as_channels(read_array(path), path, channels, bit_depth)
-
-
-def as_channels(array: np.ndarray, path: Path, channels: int, bit_depth: int | None) -> np.ndarray:
-    """`read_image` for an array that has been read from `path`."""
-    if bit_depth is not None and array.dtype != {8: np.uint8, 16: np.uint16}[bit_depth]:
-        raise DataError(
-            f"data.bit_depth: {bit_depth} bits were promised, but {path} holds {array.dtype}; give the right depth, or "
-            "null to take any"
-        )
-    values = array.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise DataError(f"data: {path} holds NaN or infinite values")
-    if values.ndim == 2:
-        values = values[..., None]
-    if values.ndim != 3 or values.shape[-1] > 4:
-        raise DataError(f"data: {path} has shape {array.shape}; expected (H, W) or (H, W, 1 to 4)")
-    if values.shape[-1] in (2, 4):
-        values = values[..., :-1]
-    if channels == 1 and values.shape[-1] == 3:
-        values = values @ np.array([[0.299], [0.587], [0.114]], np.float32)
-    if channels == 3 and values.shape[-1] == 1:
-        values = np.repeat(values, 3, -1)
-    if values.shape[-1] != channels:
-        raise DataError(f"data.channels: expected {channels}, but {path} has {values.shape[-1]}")
-    return np.ascontiguousarray(values.transpose(2, 0, 1))
-
-
-def read_mask(path: Path, labels: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
-    """(H, W) uint8 class map: the position of every pixel's value in `labels`.
-
-    Raises:
-        DataError: not decodable, of another size than its image, or holding a value that is no label.
-    """
-    array = read_array(path)
-    if array.ndim == 3:
-        array = array[..., 0]
-    if array.shape != shape:
-        raise DataError(
-            f"data.masks: {path} is {array.shape}, its image is {shape}; masks must have their image's size"
-        )
-    classes = np.full(array.shape, 255, np.uint8)
-    for position, label in enumerate(labels):
-        classes[array == label] = position
-    if (classes == 255).any():
-        unknown = np.unique(array[classes == 255])
-        raise DataError(
-            f"data.labels: {path} holds {unknown[:8].tolist()}, which are not among the labels {list(labels)}; "
-            "add them, in the order of the classes"
-        )
-    return classes
-
-
 def shrink(image: np.ndarray, mask: np.ndarray | None, factor: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Both `factor` times smaller: area means of the image, the majority class of the mask; what is over is cut off."""
     if factor == 1:
@@ -148,26 +50,39 @@ def shrink(image: np.ndarray, mask: np.ndarray | None, factor: int) -> tuple[np.
     small = blocks(image).astype(np.float32)
     if mask is None:
         return small, None
-    votes = np.stack([blocks((mask == c).astype(np.float32)) for c in range(int(mask.max()) + 1)])
-    return small, votes.argmax(0).astype(np.uint8)
+    present = np.unique(mask)
+    votes = np.stack([blocks((mask == c).astype(np.float32)) for c in present])
+    return small, present[votes.argmax(0)]
 
 
-def normalized(image: np.ndarray, how: Normalize, bit_depth: int) -> np.ndarray:
-    """Per image: mean 0 and deviation 1; 0.1st to 99.9th percentile to [0, 1]; full depth to [0, 1]; or as is.
+def normalized(image: np.ndarray, reading: Reading, bit_depth: int) -> np.ndarray:
+    """Per channel, by `reading.normalize`.
+
+    `zscore`: the image's mean 0 and deviation 1; `percentile`: its 0.1st to 99.9th percentile to [0, 1]; `depth`: the
+    file's full depth to [0, 1]; `dataset`: the training images' mean 0 and deviation 1; `none`: as is.
 
     Args:
         image: (C, H, W) float32.
-        how: `zscore`, `percentile`, `depth` or `none`.
+        reading: the input contract.
         bit_depth: bits of the image's file; only `depth` looks at it.
 
     Returns:
         (C, H, W) float32.
     """
+    how = reading.normalize
     if how == "zscore":
         return (image - image.mean((1, 2), keepdims=True)) / np.maximum(image.std((1, 2), keepdims=True), 1e-6)
     if how == "percentile":
         low, high = np.percentile(image, [0.1, 99.9], axis=(1, 2), keepdims=True).astype(np.float32)
         return (image - low) / np.maximum(high - low, 1e-6)
+    if how == "dataset":
+        if reading.mean is None or reading.std is None or len(reading.mean) != len(image):
+            raise DataError(
+                f"data.normalize: dataset has the statistics of {len(reading.mean or [])} channels, but the image has "
+                f"{len(image)}; they come from the training images or with the checkpoint"
+            )
+        mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (reading.mean, reading.std))
+        return (image - mean) / np.maximum(std, np.float32(1e-6))
     return image / np.float32(2**bit_depth - 1) if how == "depth" else image
 
 
@@ -216,29 +131,31 @@ def augment(
 
 
 class SegmentationFiles(Dataset):
-    """Samples from files, read when asked for and, with `cache`, only once.
+    """Samples from files, read when asked for and, with a cache, as long as it has room for them.
 
     Args:
         pairs: the files.
-        read: keyword arguments `channels`, `bit_depth`, `labels`, `downscale`, `normalize`.
+        reading: how they become samples; looked at whenever a file is read.
         augmentation: None for evaluation.
         crop: side of training crops.
         seed: of the augmentation, drawn from (seed, epoch, index).
-        cache: keep decoded images in memory.
+        cache: keep decoded samples in memory: True all, False none, a number so many megabytes.
     """
 
     def __init__(
         self,
         pairs: Sequence[Pair],
-        read: dict[str, Any],
-        augmentation: Augmentation | None,
-        crop: int | None,
-        seed: int,
-        cache: bool,
+        reading: Reading,
+        augmentation: Augmentation | None = None,
+        crop: int | None = None,
+        seed: int = 0,
+        cache: bool | int = False,
     ) -> None:
         self.pairs = list(pairs)
-        self.read, self.augmentation, self.crop, self.seed, self.cache = read, augmentation, crop, seed, cache
+        self.reading, self.augmentation, self.crop, self.seed = reading, augmentation, crop, seed
+        self.room = (np.inf if cache else 0) if isinstance(cache, bool) else cache * 2**20
         self._kept: dict[int, tuple[np.ndarray, np.ndarray | None, int]] = {}
+        self._used = 0
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -250,7 +167,7 @@ class SegmentationFiles(Dataset):
         if self.augmentation is not None and mask is not None:
             rng = np.random.default_rng([self.seed, getattr(place, "epoch", 0), pair.index])
             image, mask = augment(image, mask, self.augmentation, self.crop, rng)
-        image = normalized(image, self.read["normalize"], depth)
+        image = normalized(image, self.reading, depth)
         sample = {"image": torch.from_numpy(np.ascontiguousarray(image, np.float32)), "index": torch.tensor(pair.index)}
         if mask is not None:
             sample["mask"] = torch.from_numpy(mask.astype(np.int64))
@@ -260,23 +177,25 @@ class SegmentationFiles(Dataset):
         """Image, mask, and bits of the image's file (0 where its numbers have no depth)."""
         if place in self._kept:
             return self._kept[place]
-        pair = self.pairs[place]
-        array = read_array(pair.image)
-        image = as_channels(array, pair.image, self.read["channels"], self.read["bit_depth"])
-        depth = DEPTHS.get(array.dtype, 0)
-        if self.read["normalize"] == "depth" and not depth:
+        pair, reading = self.pairs[place], self.reading
+        picture = open_picture(pair.image, reading.axes)
+        image = image_of(picture, reading.channels, reading.bit_depth, reading.slices, pair.part)
+        depth = picture.bits if picture.bits <= 16 else 0
+        if reading.normalize == "depth" and not depth:
             raise DataError(
                 f"data.normalize: depth needs files of unsigned whole numbers of 8 or 16 bits, but {pair.image} holds "
-                f"{array.dtype}; give zscore, percentile or none"
+                f"{picture.dtype}; give zscore, percentile or none"
             )
-        mask = None if pair.mask is None else read_mask(pair.mask, self.read["labels"], image.shape[1:])
-        small = shrink(image, mask, self.read["downscale"])
+        mask = read_mask(pair.masks, reading, image.shape[1:], pair.part) if pair.masks else None
+        small = shrink(image, mask, reading.downscale)
         if self.crop and self.augmentation is not None and min(small[0].shape[1:]) < self.crop:
             raise DataError(
                 f"data.crop: {pair.image} is {small[0].shape[1:]} (after data.downscale), smaller than the crop of "
                 f"{self.crop}; give a smaller crop"
             )
         sample = (*small, depth)
-        if self.cache:
+        size = small[0].nbytes + (0 if small[1] is None else small[1].nbytes)
+        if self._used + size <= self.room:
+            self._used += size
             self._kept[place] = sample
         return sample

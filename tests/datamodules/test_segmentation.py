@@ -8,7 +8,9 @@ from skimage import io
 
 from datamodules import CellsDataModule, SegmentationDataModule
 from datamodules.cells import draw_cells
-from datamodules.segmentation_data import Augmentation, augment, normalized, read_image, shrink
+from datamodules.planes import read_image
+from datamodules.reading import Reading
+from datamodules.segmentation_data import Augmentation, augment, normalized, shrink
 from framework.distributed import EpochIndex
 from framework.errors import ConfigError, DataError
 from models import KMUNet
@@ -93,11 +95,11 @@ def test_no_strength_changes_nothing() -> None:
 
 def test_normalisations_do_what_they_say() -> None:
     image = np.random.default_rng(0).integers(200, 5000, (1, 64, 64)).astype(np.float32)
-    z = normalized(image, "zscore", 16)
+    z = normalized(image, Reading(normalize="zscore"), 16)
     assert (abs(z.mean()) < 1e-5, abs(z.std() - 1) < 1e-5) == (True, True)
-    assert np.quantile(normalized(image, "percentile", 16), 0.999) == pytest.approx(1, abs=1e-3)
-    assert np.array_equal(normalized(image, "depth", 16), image / np.float32(65535))
-    assert normalized(image, "none", 16) is image
+    assert np.quantile(normalized(image, Reading(normalize="percentile"), 16), 0.999) == pytest.approx(1, abs=1e-3)
+    assert np.array_equal(normalized(image, Reading(normalize="depth"), 16), image / np.float32(65535))
+    assert normalized(image, Reading(normalize="none"), 16) is image
 
 
 @pytest.mark.parametrize(("dtype", "highest"), [(np.uint8, 255), (np.uint16, 65535)])
@@ -150,12 +152,20 @@ def test_generated_cells_are_a_function_of_seed_and_index() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"channels": 2}, "data.channels: expected 1 or 3"),
+        ({"channels": 0}, "data.channels: expected 1 or more"),
+        ({"channels": [0, 0]}, "data.channels: .* different positions"),
+        ({"axes": "CZ"}, "data.axes: expected a letter per axis"),
+        ({"slices": "mean"}, "data.slices: expected each, max or a number"),
+        ({"masks_are": "objects"}, "data.masks_are: expected classes or instances"),
+        ({"colors": [[0, 0]]}, "data.colors: expected 2 to 255 different colours"),
+        ({"ignore_label": 255}, "data.ignore_label: 255 is also one of"),
+        ({"fold": 5}, "data.fold, data.folds: expected at least 3 folds"),
+        ({"fold": 0, "split_file": "x"}, "data.fold, data.split_file: give one"),
         ({"bit_depth": 12}, "data.bit_depth"),
         ({"normalize": "minmax"}, "data.normalize: expected one of zscore"),
         ({"labels": [0, 0]}, "data.labels"),
         ({"val_fraction": 0.6, "test_fraction": 0.5}, "data.val_fraction, data.test_fraction"),
-        ({"crop": 0}, "data.downscale, data.crop"),
+        ({"crop": 0}, "data.crop: expected at least 1"),
         ({"elastic": -1.0}, "data.elastic"),
     ],
 )

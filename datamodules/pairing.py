@@ -1,0 +1,250 @@
+"""Which file is an image, which is its mask, and which split they belong to."""
+
+import csv
+import hashlib
+import io as text_io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datamodules.io import ARRAYS, SUFFIXES, is_hidden, is_picture, natural, shown, stem
+from framework.errors import DataError
+
+KINDS = SUFFIXES | ARRAYS
+
+#: what people call their splits
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+#: endings of the names of masks and of images; a mask may also have a number behind it
+_MASK = re.compile(
+    r"(.+?)[ _.-](?:cp_)?(?:masks?|labels?|seg|segmentation|gt|ground_?truth|annotations?)(?:[ _.-]?\d+)?",
+    re.IGNORECASE,
+)
+_IMAGE = re.compile(r"(.+?)[ _.-](?:image|img|raw)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One sample.
+
+    Attributes:
+        index: unique within the data module.
+        image: its file.
+        masks: its mask files; none in unlabelled prediction data.
+        name: of the sample: the image's without the ending, and the slice's number.
+        part: which slice of the file; None: the file is one plane, or its slices are joined.
+        split: train, val or test where folders say so.
+    """
+
+    index: int
+    image: Path
+    masks: tuple[Path, ...] = field(default=())
+    name: str = ""
+    part: int | None = None
+    split: str | None = None
+
+
+def pictures_in(folder: Path, key: str) -> dict[str, Path]:
+    """The picture files of a folder by stem, in the order of their paths; hidden files are passed over.
+
+    Raises:
+        DataError: no such folder, no picture in it, or two of one stem; `key` names the argument.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{key}: there is no folder {folder}; give data.root, data.images and data.masks")
+    found = _by_stem(sorted(folder.iterdir()), key)
+    if not found:
+        raise DataError(f"{key}: no image in {folder} (looked for {', '.join(sorted(KINDS))})")
+    return found
+
+
+def _by_stem(paths: Iterable[Path], key: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in paths:
+        if is_picture(path, KINDS):
+            name = stem(path.name)
+            if name in found:
+                raise DataError(f"{key}: {path.name} and {found[name].name} have one stem; remove one of them")
+            found[name] = path
+    return found
+
+
+def find_pairs(root: Path, images: str, masks: str) -> list[Pair]:
+    """Images and masks below `root`, however people lay them out.
+
+    `images/` and `masks/`; `train/`, `val/`, `test/` with these two inside, or inside these two, or with images and
+    masks side by side; a folder for every sample with these two inside; or images and masks in one folder. A mask has
+    its image's name, or that name and an ending (`x_mask.png`, `x_labels.tif`, `x_seg.tif`, `x_mask_1.png`, ...), or
+    all masks of an image lie in a folder of its name.
+
+    Raises:
+        DataError: folders that are missing or empty, and files without a counterpart.
+    """
+    if _has_pictures(root / images) or ((root / images).is_dir() and not _split_folders(root / images)):
+        return _numbered(_in_two_folders(root / images, root / masks))
+    pairs = []
+    for name, split in _split_folders(root / images).items():
+        pairs += _in_split(root / images / name, root / masks / name, split)
+    for name, split in _split_folders(root).items() if not pairs else ():
+        folder = root / name
+        if (folder / images).is_dir():
+            pairs += _in_split(folder / images, folder / masks, split)
+        else:
+            pairs += _in_split(folder, folder, split)
+    if not pairs and root.is_dir():
+        for folder in sorted(p for p in root.iterdir() if not is_hidden(p.name) and p.is_dir()):
+            if (folder / images).is_dir() and (folder / masks).is_dir():
+                (image,) = pictures_in(folder / images, "data.images").values()
+                found = pictures_in(folder / masks, "data.masks")
+                pairs.append(Pair(0, image, tuple(found[n] for n in sorted(found, key=natural)), stem(image.name)))
+    if not pairs and _has_pictures(root):
+        pairs = _in_two_folders(root, root)
+    if not pairs:
+        raise DataError(f"data.images: there is no folder {root / images}; give data.root, data.images and data.masks")
+    return _numbered(pairs)
+
+
+def _numbered(pairs: Sequence[Pair]) -> list[Pair]:
+    return [Pair(i, p.image, p.masks, p.name, None, p.split) for i, p in enumerate(pairs)]
+
+
+def _has_pictures(folder: Path) -> bool:
+    return folder.is_dir() and any(is_picture(path, KINDS) for path in folder.iterdir())
+
+
+def _split_folders(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        return {}
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return {name: SPLITS[name.lower()] for name in names if name.lower() in SPLITS}
+
+
+def _in_split(images: Path, masks: Path, split: str) -> list[Pair]:
+    return [Pair(0, p.image, p.masks, p.name, None, split) for p in _in_two_folders(images, masks)]
+
+
+def _in_two_folders(images: Path, masks: Path) -> list[Pair]:
+    pictures = pictures_in(images, "data.images")
+    if images.resolve() == masks.resolve():
+        labels = {name: path for name, path in pictures.items() if _owner(name, pictures) not in (None, name)}
+        pictures = {name: path for name, path in pictures.items() if name not in labels}
+        if not labels:
+            raise DataError(
+                f"data.masks: images and masks are both in {images}, but no name says which is a mask of which image; "
+                "call them x.png and x_mask.png, or put the masks into a folder of their own"
+            )
+    else:
+        labels = _by_stem(sorted(masks.iterdir()), "data.masks") if masks.is_dir() else pictures_in(masks, "data.masks")
+    owned: dict[str, list[Path]] = {name: [] for name in pictures}
+    strangers = []
+    for name in sorted(labels, key=natural):
+        owner = _owner(name, pictures)
+        owned[owner].append(labels[name]) if owner in owned else strangers.append(labels[name])  # type: ignore[index]
+    if images.resolve() != masks.resolve():
+        for name in [name for name in owned if (masks / name).is_dir() and not name.lower().endswith(".zarr")]:
+            found = pictures_in(masks / name, "data.masks")
+            owned[name] += [found[n] for n in sorted(found, key=natural)]
+    alone = [pictures[name] for name, files in owned.items() if not files]
+    for key, files, here, there in (("masks", alone, images, masks), ("images", strangers, masks, images)):
+        if files:
+            raise DataError(
+                f"data.{key}: {len(files)} of the files in {here} have no counterpart of the same name in {there}, "
+                f"first {files[0].name}"
+            )
+    return [Pair(0, path, tuple(owned[name]), name) for name, path in pictures.items()]
+
+
+def _owner(mask: str, images: Iterable[str]) -> str | None:
+    """The image that a mask's name belongs to: the same name, or the name before an ending."""
+    images = list(images) if not isinstance(images, dict) else images
+    found = _MASK.fullmatch(mask)
+    if found is not None and found[1] in images:
+        return found[1]
+    if mask in images:
+        return mask
+    bases = [mask] if found is None else [found[1], mask]
+    for name in images:
+        plain = _IMAGE.fullmatch(name)
+        if plain is not None and plain[1] in bases:
+            return name
+    return None
+
+
+# ---------------------------------------------------------------------- splits
+
+
+def in_blocks(pairs: Sequence[Pair], val_fraction: float, test_fraction: float) -> dict[str, list[Pair]]:
+    """Train, then validation, then test, in natural order: neighbouring slices of a stack do not part."""
+    ordered = sorted(pairs, key=lambda p: (natural(p.image.name), p.part or 0))
+    val, test = (round(len(ordered) * share) for share in (val_fraction, test_fraction))
+    train = len(ordered) - val - test
+    return {"train": ordered[:train], "val": ordered[train : train + val], "test": ordered[train + val :]}
+
+
+def in_folds(pairs: Sequence[Pair], fold: int, folds: int) -> dict[str, list[Pair]]:
+    """Fold `fold` tests, the next one validates, the others train; images are dealt out by a hash of their names.
+
+    Raises:
+        DataError: fewer images than folds.
+    """
+    names = sorted({p.image.name for p in pairs}, key=lambda n: hashlib.sha256(n.encode()).hexdigest())
+    if len(names) < folds:
+        raise DataError(f"data.folds: {folds} folds need as many images, got {len(names)}; give fewer")
+    of = {name: place % folds for place, name in enumerate(names)}
+    kind = {fold: "test", (fold + 1) % folds: "val"}
+    parts: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
+    for pair in pairs:
+        parts[kind.get(of[pair.image.name], "train")].append(pair)
+    return parts
+
+
+def from_file(path: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    """The splits of a CSV with columns `id` (name, ending or not) and `split`; other splits are left out.
+
+    The habits of spreadsheets are taken: a byte-order mark, `;` or tabs, blanks around values, `Train`, `validation`.
+
+    Raises:
+        DataError: not readable, short rows, one id in two splits, or an image without a row.
+    """
+    assigned: dict[str, str] = {}
+    for line, row in enumerate(_rows(path), 2):
+        name, split = ((row.get(key) or "").strip() for key in ("id", "split"))
+        if not name and not split:
+            continue
+        if not name or not split:
+            raise DataError(f"data.split_file: row {line} of {path} lacks its {'split' if name else 'id'}")
+        if Path(name).suffix.lower() in KINDS:
+            name = stem(Path(name).name)
+        split = SPLITS.get(split.lower(), split)
+        if assigned.setdefault(name, split) != split:
+            raise DataError(f"data.split_file: {path} puts {name} into {assigned[name]} and into {split}; keep one row")
+    missing = [p.name for p in pairs if _id(p) not in assigned]
+    if missing:
+        raise DataError(
+            f"data.split_file: {path} has no row for {len(missing)} images, first {shown(missing, 1).split(' and ')[0]}"
+        )
+    return {s: [p for p in pairs if assigned[_id(p)] == s] for s in ("train", "val", "test")}
+
+
+def _id(pair: Pair) -> str:
+    return stem(pair.image.name)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        header = text.split("\n", 1)[0]
+        delimiter = max(",;\t", key=header.count)
+        rows = list(csv.reader(text_io.StringIO(text, newline=""), delimiter=delimiter))
+        names = [name.strip().lower() for name in rows[0]]
+        if not {"id", "split"} <= set(names):
+            raise KeyError(f"it has {', '.join(names)}")
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, IndexError) as error:
+        raise DataError(
+            f"data.split_file: {path} cannot be read as a CSV with columns id and split ({error})"
+        ) from error
+    return [dict(zip(names, row, strict=False)) for row in rows[1:]]

@@ -1,0 +1,134 @@
+"""One plane of a picture: which axes are slices, which are channels, and how many channels a sample gets."""
+
+from pathlib import Path
+
+import numpy as np
+
+from datamodules.io import PLANE, Picture, open_picture
+from datamodules.reading import Slices
+from framework.errors import DataError
+
+BT601 = np.array([[0.299], [0.587], [0.114]], np.float32)
+
+
+def slice_shape(picture: Picture) -> tuple[int, ...]:
+    """Lengths of the axes that are neither channels nor rows nor columns, those of length 1 left out."""
+    return tuple(n for a, n in zip(picture.axes, picture.shape, strict=True) if a not in PLANE and n > 1)
+
+
+def count_slices(picture: Picture) -> int:
+    """Number of planes."""
+    return int(np.prod(slice_shape(picture), dtype=int))
+
+
+def plane(picture: Picture, slices: Slices | None = None, part: int | None = None) -> np.ndarray:
+    """(channels or samples, H, W) in the file's dtype.
+
+    Args:
+        picture: an open picture.
+        slices: what to do with slices: `max` over all, or the number of one.
+        part: with `each`, the number of one.
+
+    Raises:
+        DataError: slices without a rule, a number that is not there, axes of which nothing is known.
+    """
+    count = count_slices(picture)
+    if count > 1 and not isinstance(slices, int) and slices != "max" and part is None:
+        unknown = [a for a, n in zip(picture.axes, picture.shape, strict=True) if a in "IQ" and n > 1]
+        if unknown:
+            raise DataError(
+                f"data.axes: {picture.path} has shape {picture.shape}, and the file does not say whether its pages are "
+                "channels or slices; give data.axes, e.g. CYX or ZYX"
+            )
+        raise DataError(
+            f"data.slices: {picture.path} has {count} slices (axes {picture.axes}); give data.slices: each, max, or "
+            "the number of one"
+        )
+    pixels = picture.pixels()
+    order = sorted(range(len(picture.axes)), key=lambda i: _rank(picture.axes[i]))
+    pixels = pixels.transpose(order)
+    height, width = picture.size
+    stack = pixels.reshape(count, -1, height, width)
+    if count == 1:
+        return stack[0]
+    if slices == "max":
+        return stack.max(0)
+    wanted = part if part is not None else int(slices)  # type: ignore[arg-type]
+    if wanted >= count:
+        raise DataError(f"data.slices: {picture.path} has {count} slices, so there is no number {wanted} (from 0 on)")
+    return stack[wanted]
+
+
+def _rank(axis: str) -> int:
+    return PLANE.index(axis) + 1 if axis in PLANE else 0
+
+
+def read_image(
+    path: Path,
+    channels: int | list[int] | None,
+    bit_depth: int | None,
+    axes: str | None = None,
+    slices: Slices | None = None,
+    part: int | None = None,
+) -> np.ndarray:
+    """(channels, H, W) float32 in the file's own units; alpha is dropped, colour becomes grey by BT.601 and back.
+
+    Raises:
+        DataError: not decodable, of another depth than promised, not finite, or without the channels asked for.
+    """
+    picture = open_picture(path, axes)
+    return image_of(picture, channels, bit_depth, slices, part)
+
+
+def image_of(
+    picture: Picture,
+    channels: int | list[int] | None,
+    bit_depth: int | None,
+    slices: Slices | None = None,
+    part: int | None = None,
+) -> np.ndarray:
+    """`read_image` for a picture whose header has been read."""
+    path = picture.path
+    if bit_depth is not None and picture.dtype != {8: np.uint8, 16: np.uint16}[bit_depth]:
+        raise DataError(
+            f"data.bit_depth: {bit_depth} bits were promised, but {path} holds {picture.dtype}; give the right depth, "
+            "or null to take any"
+        )
+    if picture.dtype.kind not in "biuf":
+        raise DataError(f"data: {path} holds {picture.dtype}; expected whole or floating numbers")
+    samples = plane(picture, slices, part)
+    colour = picture.colour
+    if picture.palette is not None:
+        samples, colour = _from_palette(picture, samples[0])
+    elif picture.alpha:
+        samples = samples[:-1]
+    values = samples.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise DataError(f"data: {path} holds NaN or infinite values")
+    return np.ascontiguousarray(_chosen(values, channels, colour, path))
+
+
+def _from_palette(picture: Picture, indices: np.ndarray) -> tuple[np.ndarray, bool]:
+    palette = picture.palette
+    assert palette is not None
+    if int(indices.max(initial=0)) >= len(palette):
+        raise DataError(f"{picture.path} holds index {int(indices.max())}, but its palette has {len(palette)} colours")
+    return palette[indices][..., :3].transpose(2, 0, 1), True
+
+
+def _chosen(values: np.ndarray, channels: int | list[int] | None, colour: bool, path: Path) -> np.ndarray:
+    count = len(values)
+    if isinstance(channels, list):
+        if max(channels) >= count:
+            raise DataError(f"data.channels: expected {channels} (from 0 on), but {path} has {count} channels")
+        return values[channels]
+    if channels is None or channels == count:
+        return values
+    if channels == 1 and colour and count == 3:
+        return (np.ascontiguousarray(values.transpose(1, 2, 0)) @ BT601).transpose(2, 0, 1)
+    if channels == 3 and count == 1:
+        return np.repeat(values, 3, 0)
+    raise DataError(
+        f"data.channels: expected {channels}, but {path} has {count}; give data.channels: {count}, or a list of those "
+        "to take, e.g. [0]"
+    )
