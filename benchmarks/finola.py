@@ -9,6 +9,7 @@ the products of the forward pass, forward + backward against three times these. 
 
 import argparse
 import ctypes
+import functools
 import gc
 import statistics
 import time
@@ -169,7 +170,7 @@ def measure(args: argparse.Namespace, channels: int) -> Iterator[dict[str, objec
         for paths in (1, *args.paths) if "checkpoint" in name or name == "ours" else (1,):
             methods[f"{name}, M = {paths}" if paths > 1 else name] = (
                 paths,
-                lambda q, layer=layer: layer(q, (side, side)),
+                functools.partial(layer, size=(side, side)),
             )
     products = bare_products(weight.detach(), args.batch, side)
     for name, (paths, grow) in methods.items():

@@ -9,6 +9,7 @@ Times are the least of several repeats; wall time on a shared machine is noisy, 
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -122,9 +123,9 @@ def table(args: argparse.Namespace, threads: int, autocast: torch.dtype | None) 
 
     layers: list[tuple[str, int, Callable[[], nn.Module]]] = [("plain convolution", 0, lambda: conv)]
     for grid in args.grids:
-        layers.append(("floor", grid, lambda g=grid: Repeated(32, g + 3)))
+        layers.append(("floor", grid, functools.partial(Repeated, 32, grid + 3)))
         for name in ("auto", "recompute", "dense"):
-            layers.append((name, grid, lambda n=name, g=grid: spline(n, g)))
+            layers.append((name, grid, functools.partial(spline, name, grid)))
     if not args.no_compile:
         layers.insert(5, ("compiled", 5, lambda: torch.compile(spline("auto", 5))))  # type: ignore[arg-type,return-value]
     if not args.no_naive and threads == 1:

@@ -40,6 +40,8 @@ WEIGHTS = {
 }
 #: what the READMEs beside the weights state, on the 936 original pictures: top-1 and top-5 of the untouched network,
 #: top-1 with Method B, top-1 with Method B recalibrated
+#: how the first row of a central crop is found where the margin is odd
+ROUNDINGS: dict[str, Callable[[float], int]] = {"rounded": round, "cut": math.floor}
 STATED = {"mobilenetv2": ("89.3", "98.4", "4.6", "41.7"), "mobilenet_edgetpu": ("90.8", "98.9", "68.3", "82.8")}
 #: what tells the rows of each part apart
 KEYS = {
@@ -96,7 +98,7 @@ def untouched(args: argparse.Namespace, done: set[tuple[str, ...]]) -> Iterator[
     files = sorted((args.data / "imagenet_sample_256").glob("*/*.jpg"))
     scored = [(label, file) for label, file in enumerate(files) if label % 15 or label > 945]
     for network in WEIGHTS:
-        for offset, whole in {"rounded": round, "cut": math.floor}.items():
+        for offset, whole in ROUNDINGS.items():
             if (network, offset) in done:
                 continue
             net = readme_network(network, args.data / WEIGHTS[network])

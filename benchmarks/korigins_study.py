@@ -113,7 +113,7 @@ def plan(args: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """(variant, rfl, arguments) of every run, the most telling first."""
     if args.part == "e5":
         for name, arguments in E5.items():
-            yield name, arguments["rfl"], arguments
+            yield name, int(arguments["rfl"]), arguments
         return
     controls = [name for name in VARIANTS if name not in ("K-Origins, every level", "plain")]
     for name, rfl in itertools.product(("K-Origins, first level only", "plain", "K-Origins, every level"), args.rfl):

@@ -23,8 +23,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from skimage import data
@@ -49,7 +50,7 @@ class LinearSiren(nn.Module):
         self.last = nn.Linear(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
+        for layer in cast(Iterable[nn.Linear], self.layers):
             x = torch.sin(torch.nn.functional.linear(x, 30 * layer.weight, 30 * layer.bias))
         return self.last(x)
 
@@ -63,10 +64,10 @@ class NaiveExperts(nn.Module):
         self.apply_experts = {"masked": masked, "padded": padded, "gather": gather}[kind]
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer, index in zip(self.network.layers, self.index, strict=True):
-            weight, bias = 30 * layer.linear.weight[0], 30 * layer.linear.bias[0]
+        for layer, index in zip(cast(Iterable[SineLayer], self.network.layers), self.index, strict=True):
+            weight, bias = 30 * layer.linear.weight[0], 30 * cast(Tensor, layer.linear.bias)[0]
             x = torch.sin(self.apply_experts(x, weight, index) + bias)
-        return torch.nn.functional.linear(x, self.network.last.weight[0, 0], self.network.last.bias[0])
+        return torch.nn.functional.linear(x, self.network.last.weight[0, 0], cast(Tensor, self.network.last.bias)[0])
 
 
 def masked(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:

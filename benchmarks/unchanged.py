@@ -13,6 +13,7 @@ import hashlib
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -31,7 +32,7 @@ class _BuildOnly(FrameworkCLI):
         pass
 
 
-def digest(state: dict[str, torch.Tensor]) -> str:
+def digest(state: Mapping[str, torch.Tensor]) -> str:
     """A hash of names, shapes and exact values of everything that floats."""
     total = hashlib.sha256()
     for name in sorted(state):

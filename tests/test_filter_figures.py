@@ -30,7 +30,7 @@ def test_zero_is_white_and_signs_are_red_and_blue() -> None:
     filter_ = np.zeros((1, 3, 3))
     filter_[0, 0, 0], filter_[0, 2, 2] = 0.3, -0.1
     image = filter_panel(filter_).axes[0].images[0]
-    colours = image.cmap(image.norm(image.get_array()))
+    colours = np.asarray(image.to_rgba(image.get_array()))
     np.testing.assert_allclose(colours[1, 1], 1, atol=0.01)
     red, blue = colours[0, 0], colours[2, 2]
     assert red[0] > red[2]

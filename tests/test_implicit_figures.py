@@ -33,7 +33,7 @@ def test_segmentation_panel_shows_shares() -> None:
     labels = np.zeros((4, 4), int)
     labels[0] = 2
     figure = segmentation_map_panel([picture(4, 4)], [labels], 3, ["one"], ["0.5 bits"])
-    assert [bar.get_height() for bar in figure.axes[2].patches] == [0.75, 0, 0.25]
+    assert [bar.get_bbox().height for bar in figure.axes[2].patches] == [0.75, 0, 0.25]
     assert figure.axes[1].get_xlabel() == "0.5 bits"
 
 

@@ -190,7 +190,7 @@ def test_what_cannot_be_replaced_is_named_at_setup(tmp_path: Path) -> None:
         trainer(tmp_path, FilterReplacement(["B"])).test(Dense(), datamodule=data(), verbose=False)
     with pytest.raises(ConfigError, match="'learned' needs the extracted filters"):
         trainer(tmp_path, FilterReplacement(["learned"])).test(Plain(), datamodule=data(), verbose=False)
-    loader = DataLoader([{"image": torch.zeros(3, 16, 16), "label": torch.tensor(0)}])
+    loader: DataLoader = DataLoader([{"image": torch.zeros(3, 16, 16), "label": torch.tensor(0)}])
     with pytest.raises(ConfigError, match=r"recalibrate: NoneType has no calibration_dataset\(\)"):
         trainer(tmp_path, FilterReplacement(["B"], recalibrate="affine")).test(Plain(), loader, verbose=False)
     with pytest.raises(ConfigError, match="keys 'image' and 'label'"):

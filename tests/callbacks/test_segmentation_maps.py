@@ -92,6 +92,11 @@ def test_bad_use_is_named(pictures: Path) -> None:
 def test_maps_are_computed_once(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     original = SegmentationMaps.segment
-    monkeypatch.setattr(SegmentationMaps, "segment", lambda *a: (calls.append(1), original(*a))[1])
+
+    def counted(*arguments):
+        calls.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(SegmentationMaps, "segment", counted)
     fit(make_model(), pictures, steps=2, epochs=3)
     assert len(calls) == 2

@@ -1,6 +1,7 @@
 """Edge strength against brute force, what pruning removes and keeps, and smaller networks of the same function."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import pytest
@@ -18,11 +19,14 @@ from tests.callbacks.test_grid_extension import AVERAGES, Foreign, cells, quiet,
 from tests.kmunet_words import TINY_KMUNET
 
 
-def noisy(module: torch.nn.Module) -> torch.nn.Module:
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+def noisy(module: Module) -> Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter))
     return module
 
 

@@ -52,8 +52,8 @@ def test_blocks_and_split_files_assign_every_sample_once(folder) -> None:
         f"{i:02d},{'val' if i < 2 else 'extra' if i < 4 else 'test' if i < 6 else 'train'}" for i in range(10)
     )
     (folder / "split.csv").write_text(f"id,split\n{rows}\n")
-    parts = [len(dataset(folder, s, split_file="split.csv")) for s in ("train", "val", "test")]
-    assert parts == [4, 2, 2]
+    lengths = [len(dataset(folder, s, split_file="split.csv")) for s in ("train", "val", "test")]
+    assert lengths == [4, 2, 2]
 
 
 def test_sixteen_bits_rgba_and_tiff_are_read_as_they_are(tmp_path) -> None:

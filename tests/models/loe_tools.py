@@ -22,7 +22,7 @@ def write_pictures(folder: Path, names: list[str], size: tuple[int, int] = (16, 
     for i, name in enumerate(names):
         y, x = np.mgrid[0 : size[0], 0 : size[1]] / max(size)
         channels = [np.sin((3 + i) * x + c) * np.cos((2 + c) * y + i) for c in range(3)]
-        rgb = np.uint8(np.rint(127.5 * (np.stack(channels, -1) + 1)))
+        rgb = np.rint(127.5 * (np.stack(channels, -1) + 1)).astype(np.uint8)
         io.imsave(folder / f"{name}.png", rgb if i % 2 == 0 else rgb.transpose(1, 0, 2), check_contrast=False)
     return folder
 

@@ -69,10 +69,10 @@ def cell_loop(
                 parents.append(to_col(cells[r, towards(c, col)], c))
             if r != row:
                 parents.append(to_row(cells[towards(r, row), c], r))
-            cells[r, c] = sum(parents) / len(parents)
+            cells[r, c] = torch.stack(parents).mean(0)
         return stacked(cells)
     routes = {"separable": (True, False), "row_first": (True,), "column_first": (False,)}[scheme]
-    return sum(stacked(one_route(route)) for route in routes) / len(routes)
+    return torch.stack([stacked(one_route(route)) for route in routes]).mean(0)
 
 
 def centre(size) -> tuple[int, int]:
@@ -87,7 +87,8 @@ def layer_and_vector(channels=6, batch=2, seed=0, paths=None, **kwargs) -> tuple
 
 def gradients(grown: Tensor, layer: Finola, q: Tensor) -> tuple[Tensor, Tensor]:
     weights = torch.cos(torch.arange(grown.numel(), dtype=grown.dtype)).view(grown.shape)
-    return torch.autograd.grad((grown * weights).sum(), [q, layer.weight])
+    of_q, of_weight = torch.autograd.grad((grown * weights).sum(), [q, layer.weight])
+    return of_q, of_weight
 
 
 def assert_equal_to_cell_loop(layer: Finola, q: Tensor, size, start) -> None:
@@ -166,11 +167,11 @@ def test_the_null_direction_moves_no_map(scheme) -> None:
     before = layer(q, (16, 16))
     torch.manual_seed(1)
     with torch.no_grad():
-        layer.weight += 5 * torch.randn(4, 16, 1, dtype=torch.float64)  # u 1^T for every matrix
+        layer.weight.add_(5 * torch.randn(4, 16, 1, dtype=torch.float64))  # u 1^T for every matrix
     after = layer(q, (16, 16))
     assert (after - before).abs().max() < 1e-11
     with torch.no_grad():
-        layer.weight += 0.01 * torch.randn(4, 1, 16, dtype=torch.float64)  # 1 u^T is no null direction
+        layer.weight.add_(0.01 * torch.randn(4, 1, 16, dtype=torch.float64))  # 1 u^T is no null direction
     assert (layer(q, (16, 16)) - before).abs().max() > 1e-3
 
 

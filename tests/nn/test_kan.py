@@ -32,7 +32,7 @@ def triple_sum(layer, x, padding_mode):
     pad = layer.padding
     mode = {"value": "constant", "reflect": "reflect", "replicate": "edge"}.get(padding_mode)
     batch, channels, height, width = x.shape
-    padded = x if mode is None else np.pad(x, [(0, 0), (0, 0), (pad, pad), (pad, pad)], mode=mode)
+    padded = x if mode is None else np.pad(x, [(0, 0), (0, 0), (pad, pad), (pad, pad)], mode=mode)  # type: ignore[call-overload]
     stride, dilation = layer.stride[0], layer.dilation[0]
     kh, kw = layer.kernel_size
     rows = (height + 2 * pad - dilation * (kh - 1) - 1) // stride + 1

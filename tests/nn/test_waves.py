@@ -11,7 +11,8 @@ from framework.nn import Finola, commutator, complement_basis, pde_residual, wav
 
 def matrices(channels=12, seed=0) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(seed)
-    return torch.randn(2, channels, channels, dtype=torch.float64).unbind()
+    a, b = torch.randn(2, channels, channels, dtype=torch.float64)
+    return a, b
 
 
 def by_size(values: np.ndarray) -> np.ndarray:
