@@ -35,7 +35,10 @@ def alternate(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 def train_briefly(network: KOriginsUNet, image: torch.Tensor, mask: torch.Tensor, steps: int) -> None:
     """A few steps with the published rates, so that the folded weights are not the initial ones."""
-    groups: list[dict[str, Any]] = [{"params": network.other_parameters()}, {"params": network.origin_parameters(), "lr": 100.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": network.other_parameters()},
+        {"params": network.origin_parameters(), "lr": 100.0},
+    ]
     optimizer = torch.optim.Adam(groups, lr=1e-3, eps=1e-7)
     for _ in range(steps):
         loss = torch.nn.functional.cross_entropy(network(image), mask)

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from benchmarks.common import append_row, environment
 from callbacks import GridExtension, SplinePruning
 from datamodules import SegmentationDataModule
+from framework.nn import spline_layers
 from models import KMUNet
 
 SETS: dict[str, dict[str, Any]] = {
@@ -135,7 +136,7 @@ def run(args: argparse.Namespace, variant: str, seed: int, width: int) -> dict[s
     start = time.process_time()
     trainer.fit(model, module)
     seconds = time.process_time() - start
-    masks = [m.mask for m in model.modules() if hasattr(m, "mask")]
+    masks = [layer.mask for layer in spline_layers(model).values()]
     removed = 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks) if masks else 0.0
     if variant == "kmunet channels pruned":
         model = model.shrunk()

@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "K-Origins first level, Multi-Otsu": {**FIRST_LEVEL, "origins": "multi_otsu"},
     "K-Origins first level, mixture": {**FIRST_LEVEL, "origins": "gaussian_mixture"},
 }
-E5 = {
+E5: dict[str, dict[str, Any]] = {
     "KRFL32": {"rfl": 32},
     "KRFL32, first level only": {"rfl": 32, "deep_origins": 0},
     "RFL68 widened": {"rfl": 68, "origins": "none", "widen": [6, 3]},
@@ -113,7 +113,7 @@ def plan(args: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """(variant, rfl, arguments) of every run, the most telling first."""
     if args.part == "e5":
         for name, arguments in E5.items():
-            yield name, int(arguments["rfl"]), arguments
+            yield name, arguments["rfl"], arguments
         return
     controls = [name for name in VARIANTS if name not in ("K-Origins, every level", "plain")]
     for name, rfl in itertools.product(("K-Origins, first level only", "plain", "K-Origins, every level"), args.rfl):

@@ -1,5 +1,8 @@
+from typing import cast
+
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 
 from framework.errors import DataError
 from framework.figures import error_panel, psnr_over_time, reconstruction_panel, segmentation_map_panel
@@ -33,7 +36,8 @@ def test_segmentation_panel_shows_shares() -> None:
     labels = np.zeros((4, 4), int)
     labels[0] = 2
     figure = segmentation_map_panel([picture(4, 4)], [labels], 3, ["one"], ["0.5 bits"])
-    assert [bar.get_bbox().height for bar in figure.axes[2].patches] == [0.75, 0, 0.25]
+    bars = [cast(Rectangle, bar) for bar in figure.axes[2].patches]
+    assert [bar.get_height() for bar in bars] == [0.75, 0, 0.25]
     assert figure.axes[1].get_xlabel() == "0.5 bits"
 
 

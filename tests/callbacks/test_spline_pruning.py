@@ -18,7 +18,6 @@ from models import KMUNet
 from tests.callbacks.test_grid_extension import AVERAGES, Foreign, cells, quiet, resumed, small
 from tests.kmunet_words import TINY_KMUNET
 
-
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
