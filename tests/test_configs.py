@@ -1,11 +1,14 @@
 """Every shipped configuration parses and builds; quickstarts run end to end with an overlay that shrinks them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from framework.commands.cli import FrameworkCLI
+from framework.commands.precedence import layer_arguments
 from framework.configs import config_names, config_roots, find_config, run_name
 from framework.errors import ConfigError
 from models import MaskedFinola, MasterKeyClassifier
@@ -130,3 +133,35 @@ def test_an_unknown_name_lists_the_nearest() -> None:
 )
 def test_run_folders_are_named_after_the_config(config, name) -> None:
     assert run_name(config) == name
+
+
+def test_a_configuration_builds_on_those_that_it_names(run, tmp_path, monkeypatch) -> None:
+    (tmp_path / "first.yaml").write_text("base: korigins/recipe\nmodel: {init_args: {rfl: 18, width: 4}}\n")
+    (tmp_path / "second.yaml").write_text(
+        "base: [first.yaml, korigins/overlays/batch_norm]\ndata: {init_args: {side: 32}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = BuildOnly(args=["fit", "-c", "second.yaml", "--model.width=6"]).config["fit"]
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert (model["rfl"], model["width"], model["batch_norm"], model["num_classes"]) == (18, 6, True, 3)
+    assert (data["side"], data["batch_size"]) == (32, 3)
+    assert config["trainer"]["max_epochs"] == 50
+
+
+def test_a_name_of_a_run_is_that_of_the_configuration_and_not_of_its_base() -> None:
+    assert layer_arguments(["fit", "-c", "korigins/e1_rfl18"], ["fit"], Path("runs")).name == "korigins/e1_rfl18"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: one.yaml\n", "base: .* in a circle"),
+        ("base: {a: 1}\n", "base: expected the name or path of a configuration, or a list"),
+        ("base: korigins/recipes\n", "no shipped configuration of this name; did you mean korigins/recipe"),
+    ],
+)
+def test_a_base_that_cannot_be_is_named(text, message, tmp_path, monkeypatch) -> None:
+    (tmp_path / "one.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        layer_arguments(["fit", "-c", "one.yaml"], ["fit"], Path("runs"))

@@ -49,15 +49,15 @@ def layer_arguments(words: Sequence[str], verbs: Sequence[str], runs: Path) -> L
         return Layers("", list(words), None)
     head, verb, tail = list(words[:start]), words[start], list(words[start + 1 :])
     configs, rest = _take_option(tail, ("-c", "--config"))
-    paths = [c if c.lstrip().startswith("{") else str(find_config(c)) for c in configs]
-    contents = [_read_config(path) for path in paths]
+    files = [file for config in configs for file in _with_bases(config)]
+    contents = [content for _, content in files]
     named = [c for c in configs if not c.lstrip().startswith("{")]
     layers = Layers(verb, [], run_name(named[0]) if named else None)
     given: list[Any] = [*(content.get("ckpt_path") for content in contents), *_values(rest, "--ckpt_path")]
     layers.checkpoint = _find_checkpoint(
         next((g for g in reversed(given) if g), None), _run_folder(contents, rest, runs, layers.name)
     )
-    words_of_files = [word for path in paths for word in ("--config", path)]
+    words_of_files = [word for file, _ in files for word in ("--config", file)]
     if layers.checkpoint is not None:
         layers.hparams, layer = _checkpoint_layer(layers.checkpoint, contents, rest, layers.notes)
         words_of_files += ["--config", json.dumps(layer)] if layer else []
@@ -86,6 +86,26 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _with_bases(config: str, above: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """A configuration after those that its key `base` (a name or path, or a list of them) says it builds on.
+
+    Returns:
+        (what `--config` gets, the content) of each, the lowest first.
+    """
+    path = config if config.lstrip().startswith("{") else str(find_config(config))
+    if path in above:
+        raise ConfigError(f"-c {config}: base: the files {', '.join([*above, path])} build on each other in a circle")
+    content = _read_config(path)
+    if "base" not in content:
+        return [(path, content)]
+    bases = content.pop("base")
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"-c {config}: base: expected the name or path of a configuration, or a list, got {bases!r}")
+    lower = [file for base in bases for file in _with_bases(base, (*above, path))]
+    return [*lower, (json.dumps(content), content)]
 
 
 def _read_config(path: str) -> dict[str, Any]:
