@@ -56,7 +56,7 @@ def test_the_contracts_are_there_once_however_often_the_trainer_runs(tmp_path, k
     trainer, module = quiet(tmp_path, max_epochs=1), kind()
     trainer.fit(module, PointsData(batch_size=5))
     trainer.validate(module, PointsData(batch_size=5), verbose=False)
-    kinds = [type(callback) for callback in trainer.callbacks]
+    kinds = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
     assert all(kinds.count(contract) == 1 for contract in FIRST + LAST)
     assert kinds.index(EpochFigures) < 2
 
