@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.nn import KANConv2d, KANConvTranspose2d, SplineLayer
+from framework.nn.precision import promoted
 
 Up = Literal["bilinear", "transposed"]
 
@@ -27,7 +28,7 @@ class SplineUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, O, H', W')."""
-        return self.conv(self.norm(x.float()))
+        return self.conv(self.norm(promoted(x, self.norm.weight)))
 
 
 class PlainUnit(nn.Module):
@@ -40,7 +41,7 @@ class PlainUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, O, H', W')."""
-        return F.relu(self.norm(self.conv(x).float()))
+        return F.relu(self.norm(promoted(self.conv(x), self.norm.weight)))
 
 
 class KMUNetwork(nn.Module):

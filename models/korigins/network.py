@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
-from framework.nn.origins.korigins import KOrigins, at_least_float32, fold_korigins, full_precision
+from framework.nn.origins.korigins import KOrigins, fold_korigins
+from framework.nn.precision import full_precision, promoted
 
 # name of the network -> (3x3 convolutions per block, 2x2 poolings); the name is the receptive field of the bottom block
 FAMILIES = {8: (1, 1), 18: (1, 2), 38: (1, 3), 78: (1, 4), 14: (2, 1), 32: (2, 2), 68: (2, 3), 140: (2, 4)}
@@ -88,9 +89,9 @@ class KOriginsConv(nn.Module):
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, N, H, W) of any real dtype to (B, out, H', W') float32, or float64 for float64 input."""
+        """Map (B, N, H, W) of any real dtype to (B, out, H', W') of the convolution's dtype, or a wider one of x."""
         with full_precision(x):
-            return self.conv(self.korigins(x))
+            return self.conv(promoted(self.korigins(x), self.conv.weight))
 
 
 def _conv_block(in_channels: int, widths: Sequence[int], korigins: KOrigins | None, batch_norm: bool) -> nn.Sequential:
@@ -212,27 +213,32 @@ class KOriginsUNet(nn.Module):
             x: (B, N, H, W), any real dtype, raw intensities; H and W divisible by 2 to the number of poolings.
 
         Returns:
-            Logits (B, C, H, W), float32 (float64 for a float64 network), under autocast too.
+            Logits (B, C, H, W) in the network's dtype (float32 unless it was cast), under autocast too.
 
         Raises:
-            ConfigError: if the channels do not match or a side is not divisible.
+            ConfigError: if the channels do not match, a side is not divisible, or float16 parameters are to be trained.
         """
         self._check(x)
         with full_precision(x):
-            skips = [self.encoder[0](at_least_float32(x))]
+            skips = [self.encoder[0](promoted(x, self.head.weight))]
         for block in self.encoder[1:]:
             skips.append(block(self.pool(skips[-1])))
         x = skips.pop()
         # features keep the scale of the raw intensities: a bfloat16 decoder alone can move the logits by over 1 %
         with full_precision(x):
             for up, block in zip(self.up, self.decoder, strict=True):
-                x = block(torch.cat([up(at_least_float32(x)), skips.pop()], dim=1))
+                x = block(torch.cat([up(promoted(x, self.head.weight)), skips.pop()], dim=1))
             return self.head(x)
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ConfigError(
                 f"got images of shape {tuple(x.shape)}; expected (B, in_channels={self.in_channels}, H, W)."
+            )
+        if self.training and self.head.weight.dtype == torch.float16:
+            raise ConfigError(
+                "trainer.precision: float16 parameters cannot be trained on raw 16-bit intensities, whose sums pass "
+                "its largest number, 65504; use 32-true, bf16-mixed, or bf16-true"
             )
         divisor = 2**self.pools
         height, width = x.shape[-2:]

@@ -168,7 +168,7 @@ class ExpertLinear(nn.Module):
             gain: factor on weights and bias, so that a sine layer scales its few weights instead of its many rows.
 
         Returns:
-            (N, out) or (B, N, out), x's dtype; under autocast the autocast dtype.
+            (N, out) or (B, N, out), in what torch promotes the dtypes of x and weight to; under autocast in autocast's.
 
         Raises:
             DataError: x, index or segments of another shape, or an expert out of range.
@@ -180,8 +180,9 @@ class ExpertLinear(nn.Module):
             raise DataError(f"ExpertLinear: expected an input {expected}, got {tuple(x.shape)}")
         if index is not None and segments is not None:
             raise ConfigError("ExpertLinear: give index or segments, not both")
-        weight: Tensor = self.weight
-        bias: Tensor | None = self.bias
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        x, weight = x.to(dtype), self.weight.to(dtype)
+        bias: Tensor | None = None if self.bias is None else self.bias.to(dtype)
         if gain != 1.0:
             weight, bias = gain * weight, None if bias is None else gain * bias
         if not batched:

@@ -68,7 +68,8 @@ class SineLayer(nn.Module):
     """sin(w0 (W[e] x + b)), one layer of a SIREN, with experts if there are several.
 
     The factor w0 is applied to weights and bias, which is the same number and touches far fewer values. The first
-    layer stays in at least float32 under autocast: bfloat16 cannot tell the coordinates of neighbouring pixels apart.
+    layer is computed in at least float32, under autocast and with 16-bit weights too: bfloat16 cannot tell the
+    coordinates of neighbouring pixels apart.
 
     Args:
         in_features: length of an input row.
@@ -108,5 +109,7 @@ class SineLayer(nn.Module):
         """(N, in) or (B, N, in) -> (N, out) or (B, N, out) in [-1, 1]; index and segments as in ExpertLinear."""
         if not self.first:
             return torch.sin(self.linear(x, index, segments, self.w0))
+        dtype = torch.promote_types(x.dtype, self.linear.weight.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            return torch.sin(self.linear(x, index, segments, self.w0))
+            exact = x.to(torch.promote_types(dtype, torch.float32))
+            return torch.sin(self.linear(exact, index, segments, self.w0)).to(dtype)

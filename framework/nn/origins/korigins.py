@@ -1,46 +1,14 @@
 """K-Origins: trainable intensity origins in front of a convolution (Mason and Martinez, arXiv 2409.02281)."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
-
-
-@contextmanager
-def full_precision(x: Tensor) -> Iterator[None]:
-    """Switch autocast off, and TF32 convolutions too on CUDA, for operations that see raw 16-bit intensities.
-
-    At an intensity of 20000 bfloat16 has steps of 128 and TF32 steps of 16: both are wider than the differences that
-    the method looks for.
-
-    Args:
-        x: tensor of any shape and dtype; only its device counts.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        if not x.is_cuda:
-            yield
-            return
-        convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-        before = convolutions.fp32_precision
-        convolutions.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            convolutions.fp32_precision = before
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Cast integers and 16-bit floats to float32; float32 and float64 pass through.
-
-    Args:
-        x: tensor of any shape and real dtype.
-    """
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from framework.nn.precision import at_least_float32, full_precision
 
 
 class KOrigins(nn.Module):
@@ -56,7 +24,8 @@ class KOrigins(nn.Module):
         trainable: False keeps the origins where they are.
 
     Attributes:
-        weight: parameter (K, N) float32, the origins w in units of the input intensity.
+        weight: parameter (K, N) float32, the origins w in units of the input intensity. 16-bit origins
+            (`.bfloat16()`, Lightning's `bf16-true`) are as coarse as 16-bit intensities; use autocast instead.
 
     Raises:
         ConfigError: if ``in_channels`` is below 1, or ``weights`` has another shape, is empty or not finite.
@@ -104,8 +73,9 @@ class KOrigins(nn.Module):
             x: (B, N, H, W), any real dtype, raw intensities.
 
         Returns:
-            (B, N (1 + K), H, W), or (B, N K, H, W) without the input, float32 (float64 for float64 input): the input
-            first, then the shifted maps with k slow and channel fast.
+            (B, N (1 + K), H, W), or (B, N K, H, W) without the input, in what torch promotes the input's and the
+            origins' dtypes to (float32 unless the layer was cast): the input first, then the shifted maps with k slow
+            and channel fast.
 
         Raises:
             ConfigError: if ``x`` is not (B, in_channels, H, W).
@@ -117,7 +87,8 @@ class KOrigins(nn.Module):
         # the input is the map of an origin at zero: one subtraction writes all maps, without a second copy to join them
         origins = F.pad(self.weight, (0, 0, 1, 0)) if self.concat_input else self.weight
         with full_precision(x):
-            return (at_least_float32(x)[:, None] - origins[..., None, None]).flatten(1, 2)
+            maps = at_least_float32(x)[:, None] - at_least_float32(origins)[..., None, None]
+            return maps.flatten(1, 2).to(torch.promote_types(x.dtype, self.weight.dtype))
 
     def extra_repr(self) -> str:
         return (
@@ -149,13 +120,17 @@ class FoldedKOrigins(nn.Module):
             x: (B, N, H, W), any real dtype, raw intensities.
 
         Returns:
-            (B, out, H', W') float32 under autocast too (float64 where the convolution is).
+            (B, out, H', W') in what torch promotes the dtypes of x and the convolution to; under autocast too, and
+            with 16-bit weights, everything is summed in at least float32.
         """
+        dtype = torch.promote_types(x.dtype, self.conv.weight.dtype)
+        inner = torch.promote_types(dtype, torch.float32)
         with full_precision(x):
-            y = self.conv(at_least_float32(x))
+            conv, bias = self.conv, cast(Tensor, self.conv.bias)
+            y = conv._conv_forward(x.to(inner), conv.weight.to(inner), bias.to(inner))
             for rows, columns, correction in self._border(x.shape[-2], x.shape[-1]):
                 y[:, :, rows, columns].add_(correction)
-        return y
+        return y.to(dtype)
 
     def _border(self, height: int, width: int) -> list[tuple[slice, slice, Tensor]]:
         """Corrections of the bias where the kernel reaches out of the image: row slice, column slice, (out, h, w)."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from framework.errors import ConfigError
+from framework.nn.precision import at_least_float32
 
 Tail = Literal["linear", "clamp", "zero"]
 
@@ -91,11 +92,6 @@ def bspline_basis(
     """
     low, high = grid_range
     return dense_basis(x, SplineGrid(grid_size, spline_order, float(low), float(high), tail))
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """16-bit floats and integers as float32; float32 and float64 as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def dense_basis(x: Tensor, grid: SplineGrid) -> Tensor:

@@ -207,16 +207,18 @@ class SplineCoefficients(nn.Module):
         route = self.implementation
         if followed():
             route = "dense"  # what compilers fuse; their own partitioner decides what to keep for the backward pass
-        return expand(x, self.grid, self.base, "dense" if route == "dense" else "scatter")
+        return expand(x, self.grid, self.base, "dense" if route == "dense" else "scatter", self.coefficients.dtype)
 
     def edge_coefficients(self) -> Tensor:
         """Coefficients, zero for pruned edges, the base weight last: (n (+ 1), out, in / groups, *kernel)."""
         return joined(self.coefficients, self.base_weight, self.mask, self.basis)
 
     def edge_values(self, points: Tensor) -> Tensor:
-        """phi at some points: (Q,) -> (Q, out, in / groups, *kernel)."""
-        values = expand(points.to(self.coefficients), self.grid, self.base, "dense")
-        return torch.tensordot(values, self.edge_coefficients(), dims=([-1], [0]))
+        """phi at some points: (Q,) -> (Q, out, in / groups, *kernel), at least float32, under autocast too."""
+        with torch.autocast(self.coefficients.device.type, enabled=False):
+            points = points.to(self.coefficients.device, torch.promote_types(points.dtype, self.coefficients.dtype))
+            values = expand(points, self.grid, self.base, "dense")
+            return torch.tensordot(values, self.edge_coefficients().to(values), dims=([-1], [0]))
 
     # ------------------------------------------------------------------ state
 

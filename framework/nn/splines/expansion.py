@@ -15,13 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from framework.nn.splines.bspline import SplineGrid, at_least_float32, dense_basis, local_slopes, local_values, locate
+from framework.nn.precision import at_least_float32
+from framework.nn.splines.bspline import SplineGrid, dense_basis, local_slopes, local_values, locate
 
 Base = Literal["silu", "linear"]
 Implementation = Literal["auto", "dense", "scatter", "recompute"]
 
 
-def expand(x: Tensor, grid: SplineGrid, base: Base | None, route: Literal["dense", "scatter"]) -> Tensor:
+def expand(
+    x: Tensor, grid: SplineGrid, base: Base | None, route: Literal["dense", "scatter"], like: torch.dtype | None = None
+) -> Tensor:
     """Basis values, and the base function's if there is one, of every element.
 
     Args:
@@ -29,13 +32,14 @@ def expand(x: Tensor, grid: SplineGrid, base: Base | None, route: Literal["dense
         grid: the spline space.
         base: adds one more value, SiLU(x) or x.
         route: see the module's docstring.
+        like: dtype of the weights that the values meet; None: float32.
 
     Returns:
-        (..., n) or (..., n + 1) in autocast's dtype where autocast is on, else float32 or float64.
+        (..., n) or (..., n + 1) in autocast's dtype where it is on, else in what torch promotes x's and `like` to.
     """
     device = x.device.type
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    if torch.is_autocast_enabled(device) and dtype == torch.float32:
+    dtype = torch.promote_types(x.dtype, torch.float32 if like is None else like)
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         return _expand_dense(x, grid, base).to(dtype) if route == "dense" else _Scatter.apply(x, grid, base, dtype)

@@ -88,7 +88,8 @@ class Finola(nn.Module):
     one of the two alone, at half the cost. `wavefront` averages the two predictions of every cell and goes on from the
     average; it is another function, and matrices trained with one scheme do not serve the other.
 
-    The state and its statistics stay in float32 under autocast, only the factors of the products take its type.
+    The state and its statistics stay in float32 under autocast and with 16-bit matrices, only the factors of the
+    products take their type.
 
     Args:
         channels: C, at least 2 (one channel normalises to zero).
@@ -151,7 +152,7 @@ class Finola(nn.Module):
             start: (row, column) where the vectors stand; None: (H // 2, W // 2).
 
         Returns:
-            (B, C, H, W) float32 (float64 for float64), in channels-last memory.
+            (B, C, H, W) in what torch promotes the dtypes of q and the matrices to, in channels-last memory.
 
         Raises:
             ConfigError: `q` of another shape, an empty map, or a start outside it.
@@ -168,8 +169,9 @@ class Finola(nn.Module):
         if not (0 <= row < height and 0 <= col < width):
             raise ConfigError(f"start: expected (row, column) inside the {height} x {width} map, got {(row, col)}")
         device = q.device.type
-        state = torch.promote_types(q.dtype, torch.float32)
-        product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else state
+        dtype = torch.promote_types(q.dtype, self.weight.dtype)
+        state = torch.promote_types(dtype, torch.float32)
+        product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
         plan = Plan((height, width), (row, col), self.scheme, self.normalize, self.eps, product)
         with torch.autocast(device, enabled=False):
             paths = q.to(state)
@@ -180,7 +182,7 @@ class Finola(nn.Module):
                 grown = plain_map(paths, matrices, plan)
             else:
                 grown = cast(Tensor, _FinolaMap.apply(paths, matrices, plan, self.checkpoint, grad))
-        return grown.permute(0, 3, 1, 2)
+        return grown.permute(0, 3, 1, 2).to(dtype)
 
     def walk(self, z: Tensor, direction: Literal["right", "left", "down", "up"], steps: int) -> Tensor:
         """phi^steps in one direction, every vector by itself.
@@ -191,13 +193,14 @@ class Finola(nn.Module):
             steps: 0 or more.
 
         Returns:
-            (..., C) float32 (float64 for float64).
+            (..., C) in what torch promotes the dtypes of z and the matrices to, 16-bit ones at the end.
         """
         matrix = self.directional()[DIRECTIONS.index(direction)]
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        dtype = torch.promote_types(z.dtype, matrix.dtype)
+        z, matrix = (t.to(torch.promote_types(dtype, torch.float32)) for t in (z, matrix))
         for _ in range(steps):
             z = z + nn.functional.linear(normalized(z, self.eps)[0] if self.normalize else z, matrix)
-        return z
+        return z.to(dtype)
 
     def extra_repr(self) -> str:
         """The arguments that are not defaults of the printed form."""

@@ -1,0 +1,50 @@
+"""Which dtype a layer computes and answers in.
+
+A layer answers as torch's own do, in what torch promotes the dtypes of its input and its parameters to; where 16 bits
+are not enough inside (cells of a spline, states and their statistics, raw intensities), it computes in float32 first.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """16-bit floats and integers as float32; float32 and float64 as they are.
+
+    Args:
+        x: tensor of any shape and real dtype.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def promoted(x: Tensor, like: Tensor) -> Tensor:
+    """x in what torch promotes its dtype and that of parameters `like` to: integers and, under autocast, 16-bit floats
+    become the parameters' float32; a network of 16-bit parameters keeps 16 bits."""
+    return x.to(torch.promote_types(x.dtype, like.dtype))
+
+
+@contextmanager
+def full_precision(x: Tensor) -> Iterator[None]:
+    """Switch autocast off, and TF32 convolutions too on CUDA, for operations that see raw 16-bit intensities.
+
+    At an intensity of 20000 bfloat16 has steps of 128 and TF32 steps of 16: both are wider than the differences that
+    the method looks for.
+
+    Args:
+        x: tensor of any shape and dtype; only its device counts.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        if not x.is_cuda:
+            yield
+            return
+        convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        before = convolutions.fp32_precision
+        convolutions.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            convolutions.fp32_precision = before
