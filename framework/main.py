@@ -59,10 +59,12 @@ def main(args: Sequence[str] | None = None) -> Any:
         raise ConfigError(f"framework {verb}: no such command; {hint}")
     _find_packages()
     from framework.commands.cli import run_trainer_verb
+    from framework.trust import vouched_modules
 
     for module in modules:
         try:
             importlib.import_module(module)
+            vouched_modules.add(module)
         except ImportError as error:
             raise ConfigError(
                 f"--import {module}: {error}; it is looked for on sys.path and in {Path.cwd()}"

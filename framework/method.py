@@ -9,7 +9,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -28,6 +28,7 @@ from framework.errors import CheckpointError
 from framework.lifecycle import LOSS_CHECK_EVERY, missing_contracts
 from framework.resume import apply_changed_settings, describe
 from framework.serialization import NotPlain, class_path, factory, is_class, to_plain
+from framework.trust import check_stored_arguments
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -226,6 +227,20 @@ class BaseMethod(LightningModule):
         return {}
 
     # ------------------------------------------------------------------ hyper-parameters and checkpoints
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Lightning's, for a file from anywhere: nothing that it names is called or imported (`framework.trust`).
+
+        `weights_only` is true unless it is given. Arguments of the class that are given win over the file's.
+
+        Raises:
+            CheckpointError: no whole checkpoint, or one that names what it must not.
+        """
+        kwargs |= check_stored_arguments(checkpoint_path, cls, kwargs)
+        if len(args) < 4 and kwargs.get("weights_only") is None:
+            kwargs["weights_only"] = True
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def save_hyperparameters(
         self, *args: Any, ignore: Sequence[str] | str | None = None, frame: Any = None, logger: bool = True

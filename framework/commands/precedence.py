@@ -2,16 +2,17 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
+from framework.checkpoints import check_whole, load_checkpoint, newest_whole
 from framework.configs import find_config, run_name
 from framework.errors import CheckpointError, ConfigError
-from framework.serialization import same_class
+from framework.serialization import import_target, same_class
+from framework.trust import check_hyper_parameters, check_method, named_in
 
 
 @dataclasses.dataclass
@@ -55,7 +56,7 @@ def layer_arguments(words: Sequence[str], verbs: Sequence[str], runs: Path) -> L
     layers = Layers(verb, [], run_name(named[0]) if named else None)
     given: list[Any] = [*(content.get("ckpt_path") for content in contents), *_values(rest, "--ckpt_path")]
     layers.checkpoint = _find_checkpoint(
-        next((g for g in reversed(given) if g), None), _run_folder(contents, rest, runs, layers.name)
+        next((g for g in reversed(given) if g), None), _run_folder(contents, rest, runs, layers.name), layers.notes
     )
     words_of_files = [word for file, _ in files for word in ("--config", file)]
     if layers.checkpoint is not None:
@@ -124,11 +125,17 @@ def _checkpoint_layer(
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """The checkpoint's hyper-parameters and, as a configuration, its model section."""
     checkpoint = load_checkpoint(path)
-    hparams = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
-    stored = checkpoint.get("class_path") or checkpoint.get("hyper_parameters", {}).get("_class_path")
+    stored_hparams = checkpoint.get("hyper_parameters", {})
+    stored = checkpoint.get("class_path") or stored_hparams.get("_class_path")
     if stored is None:
         return None, None
     asked = _asked_class(contents, rest)
+    named = named_in([json.dumps(content, default=str) for content in contents] + list(rest))
+    if asked is not None and "." in asked:
+        import_target(asked, "model.class_path")  # the user's word; the class may be known by another path too
+    check_method(stored, named)
+    ours = stored.split(".")[0] == "models"
+    hparams = {k: v for k, v in check_hyper_parameters(stored_hparams, named, ours=ours).items() if k[:1] != "_"}
     if asked is not None and not same_class(asked, stored):
         raise CheckpointError(
             f"ckpt_path: {path} holds a {stored}, but the configuration asks for {asked}; "
@@ -155,25 +162,6 @@ def _asked_class(contents: Sequence[Mapping[str, Any]], rest: Sequence[str]) -> 
     return next((g for g in reversed(given) if g), None)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content on the CPU, tensors and plain types only.
-
-    Raises:
-        CheckpointError: the file is not there or is not a checkpoint.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"ckpt_path: there is no file {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file
-        raise CheckpointError(
-            f"ckpt_path: {path} cannot be read as a checkpoint ({type(error).__name__}: {error})"
-        ) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"ckpt_path: {path} is not a Lightning checkpoint (it has no state_dict)")
-    return content
-
-
 def _run_folder(contents: Sequence[Mapping[str, Any]], rest: Sequence[str], runs: Path, config: str | None) -> Path:
     """The folder in which fit, given the same words, numbers its runs."""
     roots: list[Any] = [(content.get("trainer") or {}).get("default_root_dir") for content in contents]
@@ -184,18 +172,29 @@ def _run_folder(contents: Sequence[Mapping[str, Any]], rest: Sequence[str], runs
     return Path(root or runs, name or fallback)
 
 
-def _find_checkpoint(given: str | None, folder: Path) -> Path | None:
+def _find_checkpoint(given: str | None, folder: Path, notes: list[str]) -> Path | None:
     if given is None:
         return None
     if given not in ("best", "last"):
-        path = Path(given)
-        if not path.is_file():
-            raise CheckpointError(f"ckpt_path: there is no file {given}")
-        return path
-    found = sorted(folder.glob(f"version_*/checkpoints/{given}.ckpt"), key=lambda p: p.stat().st_mtime)
+        check_whole(Path(given))
+        return Path(given)
+    found = _newest_first(folder.glob(f"version_*/checkpoints/{given}.ckpt"))
     if not found:
         raise CheckpointError(f"ckpt_path: no run below {folder} has a {given}.ckpt; fit first, or give a path")
-    return found[-1]
+    # The newest run's; where that one is damaged, what else this run has, before an older run's.
+    files = [
+        p for named in found for p in (named, *(o for o in _newest_first(named.parent.glob("*.ckpt")) if o != named))
+    ]
+    whole = newest_whole(files, notes.append)
+    if whole is None:
+        raise CheckpointError(f"ckpt_path: no whole checkpoint below {folder}; fit again, or give a path")
+    if whole != found[0]:
+        notes.append(f"--ckpt_path {given}: taking {whole}")
+    return whole
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda p: p.stat().st_mtime, reverse=True)
 
 
 def _take_option(words: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
