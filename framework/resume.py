@@ -69,17 +69,7 @@ def apply_changed_settings(checkpoint: dict[str, Any], build: Build, hparams: Ma
     if fresh == stored:
         return False
     groups = checkpoint["optimizer_states"][0]["param_groups"]
-    if fresh["optimizer"] != stored["optimizer"]:
-        raise ConfigError(
-            f"model.optimizer: the checkpoint holds the state of a {stored['optimizer']}, which a {fresh['optimizer']} "
-            "cannot go on with; resume with the first, or start without --ckpt_path"
-        )
-    sizes = [[len(g["params"]) for g in every] for every in (groups, optimizer.param_groups)]
-    if sizes[0] != sizes[1]:
-        raise ConfigError(
-            f"model: the checkpoint's optimizer has parameter groups of {sizes[0]} tensors, the model now has "
-            f"{sizes[1]}; resume with the arguments of the checkpoint, or start without --ckpt_path"
-        )
+    _refuse_another_shape(groups, optimizer, fresh, stored)
     left_plateau = _is_plateau(stored["scheduler"]) and not isinstance(scheduler, ReduceLROnPlateau)
     built = stored["groups"]
     rates = [1.0 if left_plateau else _rate_factor(g, b) for g, b in zip(groups, built, strict=True)]
@@ -101,6 +91,22 @@ def apply_changed_settings(checkpoint: dict[str, Any], build: Build, hparams: Ma
     else:
         checkpoint["lr_schedulers"] = [scheduler.state_dict()]
     return True
+
+
+def _refuse_another_shape(
+    groups: list[dict[str, Any]], optimizer: Optimizer, fresh: Mapping[str, Any], stored: Mapping[str, Any]
+) -> None:
+    if fresh["optimizer"] != stored["optimizer"]:
+        raise ConfigError(
+            f"model.optimizer: the checkpoint holds the state of a {stored['optimizer']}, which a {fresh['optimizer']} "
+            "cannot go on with; resume with the first, or start without --ckpt_path"
+        )
+    sizes = [[len(g["params"]) for g in every] for every in (groups, optimizer.param_groups)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"model: the checkpoint's optimizer has parameter groups of {sizes[0]} tensors, the model now has "
+            f"{sizes[1]}; resume with the arguments of the checkpoint, or start without --ckpt_path"
+        )
 
 
 def _refuse_unknown(stored: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:

@@ -7,10 +7,8 @@ reproduce, so its bits are side information; `map_bits` counts them.
 import io
 
 import numpy as np
-from PIL import Image
 from scipy.cluster.vq import kmeans2
 from scipy.special import gammaln
-from skimage.filters import threshold_multiotsu
 
 from framework.errors import ConfigError, DataError
 
@@ -64,6 +62,8 @@ def multi_otsu(luminance: np.ndarray, classes: int = 4) -> tuple[np.ndarray, np.
     """
     _check(luminance, classes)
     values = np.unique(luminance)
+    from skimage.filters import threshold_multiotsu
+
     thresholds = values[:-1] if len(values) <= classes else threshold_multiotsu(luminance, classes=classes)
     thresholds = thresholds.astype(np.int64)
     return np.digitize(luminance, thresholds, right=True).astype(np.int64), thresholds
@@ -156,6 +156,8 @@ def _context_bits(labels: np.ndarray, classes: int) -> float:
 
 def _png(labels: np.ndarray, classes: int) -> bytes:
     bits = next(b for b in (1, 2, 4, 8) if 2**b >= classes)
+    from PIL import Image
+
     image = Image.fromarray(labels.astype(np.uint8), mode="P")
     image.putpalette([round(255 * c / (classes - 1)) for c in range(classes) for _ in range(3)])
     stream = io.BytesIO()
