@@ -1,14 +1,13 @@
-"""What surrounds the networks of Levels-of-Experts: pixels as rows in nested order, checks, the table of images."""
+"""Pixels as rows in nested order, and what is asked of arguments and sizes."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework.errors import CheckpointError, ConfigError
+from framework.errors import ConfigError
 from framework.nn import Segment, nested_sort, tile_index
 
 MAP: Literal["map"] = "map"
@@ -25,6 +24,31 @@ class Rows(NamedTuple):
     order: Tensor  # (B, N) int64, row i is pixel order[i]
     segments: list[list[list[Segment]]]  # layer -> network -> runs
     networks: list[int]  # of this rank, one per image of the batch
+
+
+Value = TypeVar("Value")
+
+
+class LastOf(Generic[Value]):
+    """The last result, kept for the very object that it was made from; a copy or a pickle starts empty."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Any, Value] | None = None
+
+    def __reduce__(self) -> tuple[type["LastOf"], tuple[()]]:
+        return LastOf, ()
+
+    def of(self, key: object, make: Callable[[], Value]) -> Value:
+        """What `make` gave for this `key`; made anew for another one."""
+        if self._kept is None or self._kept[0] is not key:
+            # What is made in an evaluation serves training too, which inference tensors do not.
+            with torch.inference_mode(False):
+                self._kept = (key, make())
+        return self._kept[1]
+
+    def forget(self) -> None:
+        """Makes it anew next time."""
+        self._kept = None
 
 
 def sorted_rows(
@@ -101,26 +125,6 @@ def check_tiles(experts: Sequence[Expert], sizes: Sequence[Sequence[int]]) -> No
                     )
 
 
-def check_same_images(fitted: tuple[list, list], data: tuple[list, list]) -> None:
-    """Raises CheckpointError unless (names, sizes) are the same."""
-    if list(fitted[0]) != list(data[0]):
-        raise CheckpointError(
-            f"ckpt_path: the checkpoint holds the networks of {few(fitted[0])}, but the data are {few(data[0])}; "
-            "give the images that the networks were fitted to"
-        )
-    sizes, found = [list(size) for size in fitted[1]], [list(size) for size in data[1]]
-    if sizes != found:
-        raise CheckpointError(
-            f"ckpt_path: the networks were fitted to images of {few(sizes)} pixels, but the data have {few(found)}; "
-            "use the same data.scale and data.crop"
-        )
-
-
-def few(values: list) -> str:
-    shown = ", ".join(str(v) for v in values[:4])
-    return shown if len(values) <= 4 else f"{shown}, ... ({len(values)} in all)"
-
-
 def is_inclusive(coords: Tensor) -> bool:
     return bool(coords.min() <= -1)  # a pixel's centre lies inside
 
@@ -137,31 +141,3 @@ def nearest(values: Tensor, coords: Tensor, grid: str) -> Tensor:
     place = (unit * (size - 1)).round() if grid == "inclusive" else (unit * size).floor()
     place = torch.minimum(place.long().clamp(min=0), size - 1)
     return values[place[..., 0], place[..., 1]]
-
-
-def image_table(
-    names: list[str],
-    sizes: list[list[int]],
-    psnr: Tensor,
-    progress: Mapping[str, Tensor],
-    parameters: int,
-    map_costs: list[dict[str, float]] | None,
-) -> pd.DataFrame:
-    """One row per image: its PSNR, the best one and when, what became of it, and what its weights and map cost."""
-    table = pd.DataFrame(
-        {
-            "image": names,
-            "height": [size[0] for size in sizes],
-            "width": [size[1] for size in sizes],
-            "psnr": psnr.cpu().numpy(),
-            "best_psnr": progress["best_psnr"].numpy(),
-            "best_step": progress["best_step"].numpy(),
-            "diverged_step": [step if step >= 0 else "" for step in progress["diverged_step"].tolist()],
-            "learning_rate_factor": progress["learning_rate_factor"].numpy(),
-            "parameters": parameters,
-            "parameter_bits_per_pixel": [32 * parameters / (height * width) for height, width in sizes],
-        }
-    )
-    if map_costs is not None:
-        table = pd.concat([table, pd.DataFrame(map_costs).add_prefix("map_bits_per_pixel_")], axis=1)
-    return table.round(4)
