@@ -19,6 +19,40 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 if torch.cuda.device_count() == 0:
     torch.zeros((), requires_grad=True).backward()
 
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--device` and `--dtype`, for the tests that can be pointed at an accelerator."""
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="where tests/nn and the short fits of tests/test_short_fits.py run: cpu, cuda, or simulated (tests/nn "
+        "only: an accelerator's rules, counted on the CPU)",
+    )
+    parser.addoption(
+        "--dtype",
+        default="float32",
+        choices=DTYPES,
+        help="precision of the short fits and of tests/nn/test_device_and_dtype.py",
+    )
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    """The device of `--device`."""
+    name = pytestconfig.getoption("device")
+    if name not in ("cpu", "simulated") and not torch.cuda.is_available():
+        pytest.fail(f"--device: there is no {name} here")
+    return name
+
+
+@pytest.fixture(scope="session")
+def dtype(pytestconfig: pytest.Config) -> torch.dtype:
+    """The dtype of `--dtype`."""
+    return getattr(torch, pytestconfig.getoption("dtype"))
+
+
 # A K-network small enough for a fraction of a second, with two epochs' worth of everything.
 TINY = [
     "-c",
