@@ -30,10 +30,12 @@ class OnDevice(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if getattr(func, "__name__", "") in ("numpy", "__array__") and isinstance(args[0], Tensor):
             return func(args[0].cpu() if _from_a_test() else args[0], *args[1:], **kwargs)
+        if func is torch.from_numpy:
+            return func(*args).to(self.device)
         if func not in _device_constructors() or kwargs.get("device") is not None:
             return func(*args, **kwargs)
         generator = kwargs.get("generator")
-        if func is torch.from_numpy or (generator is not None and generator.device.type == "cpu"):
+        if generator is not None and generator.device.type == "cpu":
             wanted = kwargs.pop("requires_grad", False)
             return func(*args, **kwargs).to(self.device).requires_grad_(wanted)
         return func(*args, **{**kwargs, "device": self.device})
