@@ -20,12 +20,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from framework.compat import attached_trainer, averaged_models
 from framework.distributed import broadcast_tensors
 from framework.errors import CheckpointError
 from framework.lifecycle import LOSS_CHECK_EVERY, missing_contracts
+from framework.metrics import SampleMean
 from framework.resume import apply_changed_settings, describe
 from framework.serialization import NotPlain, class_path, factory, is_class, to_plain
 from framework.trust import check_stored_arguments
@@ -345,7 +346,7 @@ class BaseMethod(LightningModule):
                     self.metrics[f"{split}_collection"] = metrics
                     # Metrics are logged one by one. The items themselves: copies would count nothing.
                     metrics = dict(metrics.items(keep_base=False, copy_state=False))
-                self.metrics[key] = nn.ModuleDict({"loss": MeanMetric(), **metrics})
+                self.metrics[key] = nn.ModuleDict({"loss": SampleMean(), **metrics})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Lightning's hook; logs `train/loss` and the train metrics per epoch, `train/loss_step` per step."""
@@ -367,7 +368,7 @@ class BaseMethod(LightningModule):
         size = self.batch_size(batch)
         metrics = cast(nn.ModuleDict, self.metrics[f"{split}_metrics"])
         with torch.no_grad():
-            cast(MeanMetric, metrics["loss"]).update(loss.detach().float(), weight=size)
+            cast(SampleMean, metrics["loss"]).update(loss.detach().float(), size)
             counted: Any = {name: metric for name, metric in metrics.items() if name != "loss"}
             if (collection := f"{split}_collection") in self.metrics:
                 counted = self.metrics[collection]

@@ -14,9 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.device import steps
 from benchmarks.device.pack import merge, pack
-from benchmarks.device.runner import run_all
 
 
 def parse_args(words: list[str]) -> argparse.Namespace:
@@ -47,10 +45,14 @@ def main(words: list[str]) -> int:
         print(f"{pack(args.data, args.out) / 2**20:.1f} MiB in {args.out}")
         return 0
     if args.verb == "step":
+        from benchmarks.device import steps
+
         steps.run(args.name, args)
         return 0
     if args.out is None:
         args.out = Path(tempfile.mkdtemp(prefix="device_"))
+    from benchmarks.device.runner import run_all  # the packing needs no torch
+
     return run_all(args)
 
 

@@ -1,5 +1,6 @@
 """The only definitions of IoU, Dice and PSNR. All count over a whole dataset first and make their ratios at the end."""
 
+from framework.metrics.mean import SampleMean
 from framework.metrics.psnr import ImagePSNR, Reduction, float_psnr, float_psnr_pooled, squared_error_8bit, to_8bit
 from framework.metrics.segmentation import (
     BatchForegroundIoU,
@@ -21,6 +22,7 @@ __all__ = [
     "ForegroundIoU",
     "ImagePSNR",
     "Reduction",
+    "SampleMean",
     "dice_by_class",
     "float_psnr",
     "float_psnr_pooled",

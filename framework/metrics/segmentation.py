@@ -54,6 +54,32 @@ def mean_over_present(values: Tensor) -> Tensor:
     return torch.where(mean.isnan(), torch.ones_like(mean), mean)
 
 
+def confusion_counts(preds: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
+    """How often every pair of classes meets.
+
+    Args:
+        preds: (B, H, W) int64, or (B, C, H, W) scores.
+        target: (B, H, W) int64.
+        num_classes: C.
+        ignore_index: truth of pixels that do not count.
+
+    Returns:
+        (C, C) int64, rows truth, columns prediction.
+    """
+    if not preds.is_cuda:
+        return multiclass_confusion_matrix(preds, target, num_classes, ignore_index=ignore_index, validate_args=False)
+    # torch.bincount reads the largest value and so waits for the device: a product of indicators does not. Zeros and
+    # ones are exact in any precision, and so are float32 sums below 2^24 pixels an image.
+    if preds.dim() > target.dim():
+        preds = preds.argmax(1)
+    classes = torch.arange(num_classes, device=preds.device)
+    truth, said = (t.flatten(1).unsqueeze(-1) == classes for t in (target, preds))
+    if ignore_index is not None:
+        truth = truth & (target != ignore_index).flatten(1).unsqueeze(-1)
+    with torch.autocast("cuda", enabled=False):
+        return torch.bmm(truth.float().mT, said.float()).long().sum(0)
+
+
 def without_class(values: Tensor, ignore_index: int | None) -> Tensor:
     """(C,) figures with NaN for the class whose pixels are ignored, if it is one of them."""
     if ignore_index is not None and 0 <= ignore_index < len(values):
@@ -83,6 +109,13 @@ class _Overlap(MulticlassConfusionMatrix):
         if num_classes < 2:
             raise ConfigError(f"num_classes: expected at least 2, background included, got {num_classes}")
         super().__init__(num_classes, ignore_index=ignore_index, validate_args=validate_args)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Counts one batch."""
+        if self.validate_args:
+            super().update(preds, target)
+        else:
+            self.confmat += confusion_counts(preds, target, self.num_classes, self.ignore_index)
 
     def by_class(self) -> Tensor:
         """(C,) float64; NaN for classes that do not occur and for the one that is ignored."""
@@ -191,9 +224,7 @@ class BatchForegroundIoU(Metric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Counts one batch of int64 (B, H, W) class maps."""
-        confusion = multiclass_confusion_matrix(
-            preds, target, self.num_classes, ignore_index=self.ignore_index, validate_args=False
-        )
+        confusion = confusion_counts(preds, target, self.num_classes, self.ignore_index)
         values = without_class(iou_by_class(confusion), self.ignore_index)
         present = ~values[1:].isnan().all()
         self.total += torch.where(present, mean_over_present(values), 0.0)

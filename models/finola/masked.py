@@ -202,17 +202,29 @@ class MaskedFinola(BaseMethod):
         groups: dict[tuple[int, int], list[int]] = {}
         for i, corner in enumerate(corners):
             groups.setdefault(corner, []).append(i)
-        parts = [self(image[members], corner) for corner, members in groups.items()]
-        order = torch.tensor([i for members in groups.values() for i in members], device=image.device).argsort()
-        return torch.cat(parts)[order], torch.stack([self.masked(corner, image.device) for corner in corners])
+        preds: list[Tensor] = [image] * len(corners)
+        for corner, members in groups.items():
+            # stacked from views: a list of indices would have to be copied to the device
+            part = self(torch.stack([image[i] for i in members]), corner)
+            for i, pred in zip(members, part, strict=True):
+                preds[i] = pred
+        return torch.stack(preds), torch.stack([self.masked(corner, image.device) for corner in corners])
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Draws the blocks while the indices are still on the host."""
+        epoch = self.current_epoch if self.trainer.training else 0
+        return {**batch, "corners": self.corners(batch["index"], epoch)}  # type: ignore[dict-item]
 
     def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
         """The loss on masked pixels; `preds` and `target` hold those pixels only, (B, 3 x masked pixels)."""
         epoch = self.current_epoch if split == "train" and self.attached_trainer is not None else 0
         image = batch["image"]
-        preds, masked = self.predict_all(image, self.corners(batch["index"], epoch))
-        chosen = masked[:, None].expand_as(image)
-        preds, target = (t[chosen].view(len(image), -1) for t in (preds, image))
+        corners: Any = batch["corners"] if "corners" in batch else self.corners(batch["index"], epoch)
+        preds, masked = self.predict_all(image, corners)
+        # as many in every image, in reading order
+        pixels = 3 * self.image_size**2 // 4
+        chosen = (~masked).flatten(1).to(torch.uint8).argsort(dim=1, stable=True)[:, None, :pixels].expand(-1, 3, -1)
+        preds, target = (t.flatten(2).gather(2, chosen).flatten(1) for t in (preds, image))
         return {
             "loss": pixel_loss(self.loss, preds, target),
             "preds": preds.detach().float().clamp(0, 1),

@@ -180,6 +180,9 @@ class Accelerator(TorchFunctionMode):
                 return args[0].held.tolist()
             if name == "data_ptr":
                 return args[0].held.data_ptr()
+        if func in (torch.tensor, torch.as_tensor) and isinstance(args[0], OnAccelerator):
+            kwargs = {key: value for key, value in kwargs.items() if key == "dtype"}
+            return args[0].detach().to(**kwargs).clone() if func is torch.tensor else args[0].to(**kwargs)
         if func in (torch.tensor, torch.as_tensor) and _is_cuda(kwargs.get("device")):
             self.note("tensor")  # built on the host, then copied
             kwargs.pop("device")

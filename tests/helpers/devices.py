@@ -32,12 +32,13 @@ class OnDevice(TorchFunctionMode):
             return func(args[0].cpu() if _from_a_test() else args[0], *args[1:], **kwargs)
         if func is torch.from_numpy:
             return func(*args).to(self.device)
+        generator = kwargs.get("generator")
+        if kwargs.get("device") is None and generator is not None and generator.device.type == "cpu":
+            wanted = kwargs.pop("requires_grad", False)
+            drawn = func(*args, **kwargs)
+            return drawn if "out" in kwargs else drawn.to(self.device).requires_grad_(wanted)
         if func not in _device_constructors() or kwargs.get("device") is not None:
             return func(*args, **kwargs)
-        generator = kwargs.get("generator")
-        if generator is not None and generator.device.type == "cpu":
-            wanted = kwargs.pop("requires_grad", False)
-            return func(*args, **kwargs).to(self.device).requires_grad_(wanted)
         return func(*args, **{**kwargs, "device": self.device})
 
 

@@ -91,10 +91,7 @@ def difference_matrix(kind: Difference, size: int, boundary: Boundary = "reflect
     Raises:
         ConfigError: an unknown kind or boundary.
     """
-    if kind not in TAPS:
-        raise ConfigError(f"kind: expected one of {', '.join(TAPS)}, got {kind!r}")
-    if boundary not in ("reflect", "zero", "exact"):
-        raise ConfigError(f"boundary: expected reflect, zero or exact, got {boundary!r}")
+    _check_difference(kind, boundary)
     return _difference_matrix(kind, size, boundary).clone()
 
 
@@ -110,6 +107,23 @@ def _difference_matrix(kind: Difference, size: int, boundary: Boundary) -> Tenso
         matrix[:, 0] += wide[:, 0]
         matrix[:, -1] += wide[:, -1]
     return matrix
+
+
+def _check_difference(kind: str, boundary: str) -> None:
+    if kind not in TAPS:
+        raise ConfigError(f"kind: expected one of {', '.join(TAPS)}, got {kind!r}")
+    if boundary not in ("reflect", "zero", "exact"):
+        raise ConfigError(f"boundary: expected reflect, zero or exact, got {boundary!r}")
+
+
+def _difference(values: Tensor, kind: Difference, size: int, boundary: Boundary) -> Tensor:
+    """`difference_matrix` applied along the last axis, without the matrix, which a device would wait for."""
+    if boundary == "reflect":
+        values = torch.cat([values[..., :1], values, values[..., -1:]], -1)
+    elif boundary == "zero":
+        values = torch.nn.functional.pad(values, (1, 1))
+    taps = [tap * values[..., at : at + size] for at, tap in enumerate(TAPS[kind]) if tap]
+    return functools.reduce(torch.add, taps)
 
 
 def smoothed_difference(
@@ -131,10 +145,9 @@ def smoothed_difference(
         ConfigError: an even size, or what `discrete_gaussian` and `difference_matrix` refuse.
     """
     check_odd(size)
+    _check_difference(kind, boundary)
     smooth = discrete_gaussian(sigma, size // 2 + (boundary == "exact"), points)
-    matrix = difference_matrix(kind, size, boundary).to(smooth)
-    with torch.autocast(smooth.device.type, enabled=False):
-        return smooth @ matrix.T
+    return _difference(smooth, kind, size, boundary)
 
 
 def sharpened_delta(

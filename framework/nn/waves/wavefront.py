@@ -1,5 +1,7 @@
 """The wavefront scheme: anti-diagonal after anti-diagonal, every cell the mean of its two predictions."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -34,22 +36,26 @@ class Wavefront:
         """(quadrants, 2 C, C): the horizontal matrix over the vertical one."""
         return torch.stack([torch.cat([weight[h], weight[v]]) for h, v in self.pairs])
 
-    def cells(self, diagonal: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Positions in a diagonal's (quadrants x cells) list that lie in the map, and their flat map indices.
+    def cells(self, diagonal: int) -> Iterator[tuple[int, slice, slice, bool]]:
+        """For every quadrant its cells of a diagonal that lie in the map, as slices: no index has to reach a device.
 
         A cell on an axis belongs to two quadrants with the same value; it is taken from the first.
+
+        Yields:
+            the quadrant, the cells in the diagonal's run, the flat map indices, and whether these run backwards.
         """
-        (height, width), (row, col) = self.plan.size, self.plan.start
-        sources, targets, seen = [], [], set()
-        run = self.run(diagonal)
+        width, (row, col), run = self.plan.size[1], self.plan.start, self.run(diagonal)
         for quadrant, (h, v) in enumerate(self.pairs):
-            for i, r in enumerate(run):
-                y, x = row + (r if v == 2 else -r), col + (diagonal - r if h == 0 else r - diagonal)
-                if 0 <= y < height and 0 <= x < width and (y, x) not in seen:
-                    seen.add((y, x))
-                    sources.append(quadrant * len(run) + i)
-                    targets.append(y * width + x)
-        return torch.tensor(sources, device=device), torch.tensor(targets, device=device)
+            repeated_rows, repeated_columns = v != self.pairs[0][1], h != self.pairs[0][0]
+            low = max(run.start, diagonal - self.plan.length(h), int(repeated_rows))
+            high = min(run.stop - 1, self.plan.length(v), diagonal - int(repeated_columns))
+            if low > high:
+                continue
+            down, right = (1 if v == 2 else -1), (1 if h == 0 else -1)
+            first, last = ((row + down * r) * width + col + right * (diagonal - r) for r in (low, high))
+            step = abs(down * width - right) if high > low else 1
+            flat = slice(min(first, last), max(first, last) + 1, step)
+            yield quadrant, slice(low - run.start, high + 1 - run.start), flat, last < first
 
     def mix(self, z: Tensor, product: Tensor, diagonal: int) -> Tensor:
         """The next diagonal from z (Q, m, B, C) and its products (Q, m, B, 2, C)."""
@@ -87,12 +93,13 @@ class Wavefront:
     def _put(self, z: Tensor, diagonal: int, out: Tensor | None, fresh: bool, paths: int) -> None:
         if out is None:  # a checkpoint's second run, for its tape
             return
-        source, target = self.cells(diagonal, z.device)
-        cells = z.flatten(0, 1)[source].unflatten(1, (-1, paths)).sum(2)
-        if fresh:
-            out.flatten(1, 2)[:, target] = cells.transpose(0, 1)
-        else:
-            out.flatten(1, 2)[:, target] += cells.transpose(0, 1)
+        for quadrant, source, target, backwards in self.cells(diagonal):
+            cells = z[quadrant, source].unflatten(1, (-1, paths)).sum(2).transpose(0, 1)
+            cells = cells.flip(1) if backwards else cells
+            if fresh:
+                out.flatten(1, 2)[:, target] = cells
+            else:
+                out.flatten(1, 2)[:, target] += cells
 
     def backward(self, q: Tensor, weight: Tensor, g: Tensor, tapes: list[Tape], grad_weight: Tensor) -> Tensor:
         """The adjoint of `forward`."""
@@ -123,8 +130,9 @@ class Wavefront:
         return g_z.sum((0, 1)).view_as(q)
 
     def _take(self, g_z: Tensor, diagonal: int, flat: Tensor, paths: int) -> None:
-        source, target = self.cells(diagonal, g_z.device)
-        g_z.view(-1, *g_z.shape[2:])[source] += flat[:, target].transpose(0, 1).repeat_interleave(paths, 1)
+        for quadrant, source, target, backwards in self.cells(diagonal):
+            received = flat[:, target].flip(1) if backwards else flat[:, target]
+            g_z[quadrant, source] += received.transpose(0, 1).repeat_interleave(paths, 1)
 
 
 def _overlap(before: range, run: range, shift: int) -> tuple[slice, slice]:
