@@ -6,7 +6,6 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-
 #: globs below the data folder, 40 MB together
 PARTS = (
     "kodak/kodim0[1-6].png",

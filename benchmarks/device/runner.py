@@ -13,7 +13,7 @@ from benchmarks.common import append_row, environment
 from benchmarks.device.pack import unpack
 from benchmarks.device.steps import STEPS, Step
 
-SMOKE_SECONDS = 60.0
+SMOKE_SECONDS = 120.0
 #: a step is not begun with less time than this, seconds
 LEAST = 5.0
 

@@ -1,6 +1,6 @@
 """PSNR in both definitions: of every image and then the mean, and of the mean squared error of all images together."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -56,12 +56,15 @@ class ImagePSNR(Metric):
 class _FloatPSNR(PeakSignalNoiseRatio):
     """torchmetrics' figure and states; its own update copies the number of values from the host in every step."""
 
+    sum_squared_error: Any
+    total: Any
+
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Counts one batch."""
         error = (preds - target).square()
         if self.dim is None:
-            self.sum_squared_error = self.sum_squared_error + error.sum()
-            self.total = self.total + error.numel()
+            self.sum_squared_error += error.sum()
+            self.total += error.numel()
         else:
             summed = error.sum(self.dim)
             self.sum_squared_error.append(summed)

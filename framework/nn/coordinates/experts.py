@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.errors import ConfigError, DataError
+from framework.nn.coordinates.tiles import Tiles, batched_product, tiled_product
 from framework.nn.modes import followed
 
 Bias = Literal["shared", "per_expert", "none"]
@@ -155,7 +156,7 @@ class ExpertLinear(nn.Module):
         self,
         x: Tensor,
         index: Tensor | None = None,
-        segments: Sequence[Segment] | Sequence[Sequence[Segment]] | None = None,
+        segments: Sequence[Segment] | Sequence[Sequence[Segment]] | Tiles | None = None,
         gain: float = 1.0,
     ) -> Tensor:
         """Applies every row's expert.
@@ -164,7 +165,8 @@ class ExpertLinear(nn.Module):
             x: (N, in), with `num_networks` (B, N, in), floating point.
             index: (N,) or (B, N) int64 experts of the rows, in any order. Sorts the rows and puts them back.
             segments: in place of `index` for rows that are sorted already: the runs of this layer from `nested_sort`,
-                with `num_networks` a list of them per network. Rows that no run covers are not allowed.
+                with `num_networks` a list of them per network. Rows that no run covers are not allowed. Or the layer's
+                Tiles of a `tile_plan`, which an accelerator is quick with.
             gain: factor on weights and bias, so that a sine layer scales its few weights instead of its many rows.
 
         Returns:
@@ -188,9 +190,14 @@ class ExpertLinear(nn.Module):
         if not batched:
             x, weight, bias = x[None], weight[None], None if bias is None else bias[None]
             index = None if index is None else index[None]
-            segments = None if segments is None else [cast(Sequence[Segment], segments)]
+            whole = segments is None or isinstance(segments, Tiles)
+            segments = segments if whole else [cast(Sequence[Segment], segments)]  # type: ignore[assignment]
         if index is not None:
             out = self._unsorted(x, weight, bias, index)
+        elif isinstance(segments, Tiles):
+            out = self._tiled(x, weight, bias, segments)
+        elif segments is None and self.num_experts == 1 and x.device.type != "cpu":
+            out = batched_product(_autocast(x), _autocast(weight), None if bias is None else _autocast(bias))
         else:
             runs = self._checked_runs(x, cast(Any, segments))
             out = _segmented(x, weight, bias, runs)
@@ -215,6 +222,15 @@ class ExpertLinear(nn.Module):
             if at != x.shape[1]:
                 raise DataError(f"ExpertLinear: segments cover {at} rows of {x.shape[1]}")
         return segments
+
+    def _tiled(self, x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles) -> Tensor:
+        expected = (len(x), x.shape[1] // tiles.length, self.num_experts)
+        if x.shape[1] % tiles.length or tiles.indicator.shape != expected:
+            raise DataError(
+                f"ExpertLinear: {tuple(tiles.indicator.shape)} tiles of {tiles.length} rows are not those of an input "
+                f"{tuple(x.shape)} for {self.num_experts} experts"
+            )
+        return tiled_product(_autocast(x), _autocast(weight), None if bias is None else _autocast(bias), tiles)
 
     def _unsorted(self, x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) -> Tensor:
         if index.shape != x.shape[:2]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.nn.coordinates.experts import Bias, ExpertLinear, Segment
+from framework.nn.coordinates.tiles import Tiles
 
 Grid = Literal["pixel_center", "inclusive"]
 
@@ -104,7 +105,7 @@ class SineLayer(nn.Module):
         self,
         x: Tensor,
         index: Tensor | None = None,
-        segments: Sequence[Segment] | Sequence[Sequence[Segment]] | None = None,
+        segments: Sequence[Segment] | Sequence[Sequence[Segment]] | Tiles | None = None,
     ) -> Tensor:
         """(N, in) or (B, N, in) -> (N, out) or (B, N, out) in [-1, 1]; index and segments as in ExpertLinear."""
         if not self.first:

@@ -62,13 +62,14 @@ def _wavefront(q: Tensor, weight: Tensor, plan: Plan) -> Tensor:
     batch, paths, channels = q.shape
     stacked = front.stacked(weight)
     z = q.flatten(0, 1).expand(len(front.pairs), 1, -1, -1)
-    found, places = [], []
+    found: list[Tensor] = []
+    places: list[int] = []
     for diagonal in range(front.diagonals.stop):
         if diagonal:
             products = torch.stack([product(z[i], stacked[i], plan) for i in range(len(front.pairs))])
             z = front.mix(z, products.unflatten(-1, (2, channels)), diagonal)
-        source, target = front.cells(diagonal, q.device)
-        found.append(z.flatten(0, 1)[source])
-        places.append(target)
-    cells = torch.cat(found)[torch.cat(places).argsort()]  # (H W, B M, C)
+        for quadrant, source, target, backwards in front.cells(diagonal):
+            found.append(z[quadrant, source].flip(0) if backwards else z[quadrant, source])
+            places += range(target.start, target.stop, target.step)
+    cells = torch.cat(found)[torch.tensor(places, device=q.device).argsort()]  # (H W, B M, C)
     return cells.view(*plan.size, batch, paths, channels).sum(3).permute(2, 0, 1, 3)
