@@ -1,17 +1,16 @@
 """Short real fits through `framework fit`: as many steps as fit into the time, their rate, figure and peak memory."""
 
 import argparse
-import os
+import gc
 import re
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.common import append_row, environment
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
-STEPS = "--trainer.max_epochs=-1"
+from benchmarks.common import append_row, environment
+from framework.main import main
 
 
 class Fit(NamedTuple):
@@ -70,51 +69,73 @@ FITS = [
 ]
 
 
+class Clock(Callback):
+    """Seconds between the end of the first step and of the last: the first one compiles and allocates."""
+
+    latest: "Clock"
+
+    def __init__(self) -> None:
+        self.steps, self.first, self.last = 0, 0.0, 0.0
+        Clock.latest = self
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Notes the time after every step; the host runs ahead of a device by a few steps at most."""
+        self.last = time.perf_counter()
+        self.first = self.first or self.last
+        self.steps += 1
+
+
 def run(name: str, args: argparse.Namespace) -> None:
-    """Gives every fit its share of the time and writes `fits.csv`."""
+    """Gives every fit its share of the time and writes `fits.csv`; one process, for starting one costs seconds."""
     path = args.out / f"{name}.csv"
     path.unlink(missing_ok=True)
     begun, seconds = time.monotonic(), args.seconds or 60.0
     for number, fit in enumerate(FITS):
         share = (seconds - (time.monotonic() - begun)) / (len(FITS) - number)
-        if share < (1 if args.smoke else 8):
+        if share < (0 if args.smoke else 6):
             break
         row = one(fit, share, args)
         print(row, flush=True)
         append_row(path, {**row, **environment()})
+        if args.device == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def words_of(fit: Fit, seconds: float, args: argparse.Namespace) -> list[str]:
+    """The command line."""
+    folder = args.out.resolve() / "runs" / re.sub(r"\W+", "_", fit.name)
+    words = [fit.verb, "-c", fit.config, *(word.format(data=args.data.resolve()) for word in fit.words)]
+    words += [f"--trainer.accelerator={'gpu' if args.device == 'cuda' else 'cpu'}", "--trainer.devices=1"]
+    words += [f"--trainer.default_root_dir={folder}", "--trainer.enable_progress_bar=false"]
+    words += ["--trainer.enable_model_summary=false", "--trainer.num_sanity_val_steps=0"]
+    if fit.verb == "fit":
+        # what is left is for the start, the evaluation and the figures
+        words += ["--trainer.max_epochs=-1", f"--trainer.max_time=00:00:00:{max(2, int(0.7 * seconds)):02d}"]
+    if args.smoke:
+        words += [*fit.smoke, *(["--trainer.max_steps=2"] if fit.verb == "fit" else [])]
+    return [*words, "--trainer.callbacks+=benchmarks.device.fits.Clock"]
 
 
 def one(fit: Fit, seconds: float, args: argparse.Namespace) -> dict[str, Any]:
-    """Runs one of them in its own folder."""
-    folder = args.out.resolve() / "runs" / re.sub(r"\W+", "_", fit.name)
-    data = args.data.resolve()
-    words = [sys.executable, "-m", "benchmarks.device.fit", fit.verb, "-c", fit.config]
-    words += [word.format(data=data) for word in fit.words]
-    words += [f"--trainer.accelerator={'gpu' if args.device == 'cuda' else 'cpu'}", "--trainer.devices=1"]
-    words += [f"--trainer.default_root_dir={folder}", "--trainer.enable_progress_bar=false"]
-    if fit.verb == "fit":
-        # a third of the time is the start
-        words += [STEPS, f"--trainer.max_time=00:00:00:{max(2, int(0.65 * seconds)):02d}"]
-    if args.smoke:
-        words += [*fit.smoke, *(["--trainer.max_steps=2"] if fit.verb == "fit" else [])]
-    begun = time.monotonic()
+    """Runs one of them in its own folder; a failure is a row."""
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    begun, figures, failure = time.monotonic(), {}, ""
+    Clock()
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=seconds, env=os.environ, cwd=Path.cwd())
-        said, state = done.stdout + done.stderr, "done" if done.returncode == 0 else "failed"
-    except subprocess.TimeoutExpired as cut:
-        said, state = str(cut.stdout or ""), "cut off"
-    print(said[-3000:], flush=True)
-    found = dict(re.findall(r"^(steps|peak_mib|seconds|[a-z]+/\S+)=(\S+)$", said, re.MULTILINE))
-    steps, took = found.get("steps", ""), found.get("seconds", "")
-    rate = round(float(steps) / float(took), 3) if steps and took and float(took) > 0 else ""
+        figures = main(words_of(fit, seconds, args)).trainer.callback_metrics
+    except (Exception, SystemExit) as error:  # its message is in the log
+        failure = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+    clock = Clock.latest
+    took = clock.last - clock.first
     return {
         "fit": fit.name,
-        "state": state,
-        "steps": steps,
-        "seconds_training": took,
-        "steps_per_second": rate,
+        "steps": clock.steps,
+        "steps_per_second": round((clock.steps - 1) / took, 3) if took > 0 else "",
         "figure": fit.figure,
-        "value": found.get(fit.figure, ""),
-        "peak_mib": found.get("peak_mib", ""),
+        "value": round(float(figures[fit.figure]), 4) if fit.figure in figures else "",
+        "peak_mib": round(torch.cuda.max_memory_allocated() / 2**20) if args.device == "cuda" else "",
         "seconds": round(time.monotonic() - begun, 1),
+        "failure": failure,
     }

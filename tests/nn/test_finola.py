@@ -308,3 +308,33 @@ def test_bad_arguments_are_named(arguments, message) -> None:
 def test_bad_input_is_named(shape, size, start, message) -> None:
     with pytest.raises(ConfigError, match=message):
         Finola(4)(torch.zeros(shape), size, start)
+
+
+@pytest.mark.parametrize("scheme", ["separable", "wavefront"])
+def test_a_step_captures_into_a_graph(scheme: str, device: str) -> None:
+    if device != "cuda":
+        pytest.skip("a graph of launches needs a GPU: --device cuda")
+    torch.manual_seed(0)
+    layer = Finola(16, scheme)  # type: ignore[arg-type]
+    q = torch.randn(2, 16, requires_grad=True)
+
+    def step() -> torch.Tensor:
+        layer.weight.grad = q.grad = None
+        grown = layer(q, (6, 7))
+        grown.square().sum().backward()
+        return grown
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        expected = step().clone()
+        expected_gradient = layer.weight.grad.clone()  # type: ignore[union-attr]
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        grown = step()
+    grown.detach().zero_()
+    graph.replay()
+    torch.testing.assert_close(grown, expected, rtol=0, atol=0)
+    torch.testing.assert_close(layer.weight.grad, expected_gradient, rtol=0, atol=0)

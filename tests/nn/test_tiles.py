@@ -1,13 +1,12 @@
 """Experts as tiles: the same numbers as run by run, in as many launches for any pictures and runs."""
 
-from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.device.count import Launches
 from framework.errors import DataError
 from framework.nn import ExpertLinear, coordinate_grid, nested_sort, tile_index
 from framework.nn.coordinates.tiles import LENGTHS, ROOM, TilePlan, tile_plan
@@ -69,20 +68,6 @@ def test_layers_without_experts_take_part() -> None:
     torch.testing.assert_close(network(x.double(), plan), network(x.double(), segments), rtol=1e-12, atol=1e-12)
 
 
-class Launches(TorchDispatchMode):
-    """Counts operations that do something on a device: not views, not allocations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
-        if not views and "empty" not in func._schema.name:
-            self.counts[func._schema.name] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def launches(pictures: int, tilings: list[float], device: str) -> int:
     """Of the second step; the first one makes the plan."""
     x, runs = rows_of(32, tilings, pictures, classes=True)
@@ -91,7 +76,7 @@ def launches(pictures: int, tilings: list[float], device: str) -> int:
     network(x, runs)
     with Launches() as seen:
         network(x, runs).square().mean().backward()
-    return sum(seen.counts.values())
+    return seen.total
 
 
 @pytest.mark.cpu

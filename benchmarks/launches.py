@@ -1,0 +1,74 @@
+"""How many operations does a training step hand to the device: by the form a CPU takes, and by the accelerator's?
+
+    python -m benchmarks.launches --out results/launches.csv
+
+Counted on a CPU, the accelerator's form on a simulated one: forward, backward, optimizer and figures of the second
+step, views and allocations left out. Numbers of launches are these, or fewer where a compiler fuses. `waits` are the
+places where the host would wait for the device. The networks are as deep as the recipes and narrow: no count changes.
+"""
+
+import argparse
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import append_row, environment
+from benchmarks.device.count import Launches
+from benchmarks.device.methods import METHODS, Batch, on_device, prepared, stepper, whole_images
+from framework.method import BaseMethod
+from models import KMUNet, LevelsOfExperts
+from tests.helpers.accelerator import Accelerator
+
+
+def experts(pictures: int, side: int) -> tuple[BaseMethod, Batch]:
+    """Networks with the paper's tiles and a map of uneven classes."""
+    method = LevelsOfExperts([side // 4, 8, 4, "map"], width=8)
+    method.configure_images([str(i) for i in range(pictures)], [[side, side]] * pictures)
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    classes = ((y + 0.3 * x).div(side / 9).sin() * 1.9 + 2).long().clamp(0, 3).to(torch.uint8)
+    method.set_segmentation_maps(classes.expand(pictures, -1, -1).contiguous())
+    method._build_metrics()
+    return method, whole_images(pictures, side, side)
+
+
+def counted(make: Callable[[], tuple[BaseMethod, Batch]], device: str, waits: list) -> int:
+    """Operations of the second step; `waits` keeps that step's only."""
+    method, batch = make()
+    step = stepper(method, on_device(method, batch, device))
+    step()
+    waits.clear()
+    with Launches() as seen:
+        step()
+    return seen.total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=128, help="of the pictures of levels_of_experts")
+    parser.add_argument("--pictures", type=int, nargs="+", default=[1, 6])
+    parser.add_argument("--out", type=Path, required=True, help="CSV file, written anew")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", ".*self.trainer.*")
+    args.out.unlink(missing_ok=True)
+    KMUNet._check_finite = lambda *_: None  # type: ignore[method-assign]  # without a Trainer it looks at every step
+    makes: dict[str, Callable[[], tuple[BaseMethod, Batch]]] = {
+        name: lambda name=name: prepared(name, small=True)  # type: ignore[misc]
+        for name in METHODS
+        if not name.startswith("levels")
+    }
+    for pictures in args.pictures:
+        name = f"levels_of_experts, {pictures} x {args.side} x {args.side}"
+        makes[name] = lambda pictures=pictures: experts(pictures, args.side)  # type: ignore[misc]
+    for name, make in makes.items():
+        on_cpu = counted(make, "cpu", [])
+        with Accelerator() as accelerator:
+            there = counted(make, "cuda", accelerator.waits)
+        row = {"method": name, "cpu_form": on_cpu, "accelerator_form": there, "waits": len(accelerator.waits)}
+        print(row, flush=True)
+        append_row(args.out, {**row, **environment()})
+
+
+if __name__ == "__main__":
+    main()
