@@ -1,5 +1,6 @@
 """FINOLA's map in every form beside its bare products: forward and backward, 64 x 64 from one vector an image."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -47,7 +48,7 @@ def forms(
     made: dict[str, Callable[[], object]] = {}
     for scheme in ("separable", "wavefront"):
         layer = Finola(channels, scheme).to(table.device)  # type: ignore[arg-type]
-        step = both(lambda q, layer=layer: layer(q, (side, side)))
+        step = both(functools.partial(layer, size=(side, side)))
         made[scheme] = step
         if table.device.type == "cuda":
             made[f"{scheme}, graph"] = captured(step)

@@ -1,5 +1,6 @@
 """Times, limits and shares: what every table of the device writes beside its own columns."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -64,10 +65,10 @@ def measure_ceilings(device: torch.device, smoke: bool, seconds: float) -> dict[
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     for name, dtype in kinds.items():
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        found[name] = 2 * side**3 / milliseconds(lambda a=a, b=b: a @ b, device, seconds) * 1000
+        found[name] = 2 * side**3 / milliseconds(functools.partial(torch.matmul, a, b), device, seconds) * 1000
         if name == "fp32" and device.type == "cuda":
             torch.backends.cuda.matmul.fp32_precision = "tf32"
-            found["tf32"] = 2 * side**3 / milliseconds(lambda a=a, b=b: a @ b, device, seconds) * 1000
+            found["tf32"] = 2 * side**3 / milliseconds(functools.partial(torch.matmul, a, b), device, seconds) * 1000
             torch.backends.cuda.matmul.fp32_precision = "ieee"
     return found
 

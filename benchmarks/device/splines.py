@@ -4,6 +4,8 @@ Forward and backward. The wide convolution over n copies of the input (`floor`) 
 dense form must do, so its operations are the limit of all of them; `held_mib` is what stays between the passes.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -17,7 +19,10 @@ def rows(table: Table, smoke: bool) -> None:
     shapes = [(1, 4, 12)] if smoke else [(32, 64, 128), (32, 256, 32)]
     for batch, channels, side in shapes:
         n = 8
-        forms = {"plain": nn.Conv2d(channels, channels, 3, padding=1, bias=False), "floor": Repeated(channels, n)}
+        forms: dict[str, Any] = {
+            "plain": nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            "floor": Repeated(channels, n),
+        }
         for name in ("dense", "scatter", "recompute"):
             forms[name] = KANConv2d(channels, channels, 3, padding=1, implementation=name)  # type: ignore[arg-type]
         if not smoke:

@@ -41,7 +41,7 @@ def run(name: str, args: argparse.Namespace) -> None:
     else:
         # the limits are those of true float32; `ceilings` measures the matrix units' mode beside it
         torch.backends.cuda.matmul.fp32_precision = "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     module = importlib.import_module(f"benchmarks.device.{step.module}")
     if hasattr(module, "run"):
         module.run(name, args)
