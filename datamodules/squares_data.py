@@ -308,7 +308,10 @@ class SquaresDataset(Dataset[dict[str, torch.Tensor]]):
     ) -> None:
         self.preset = preset
         self.seed = _integer("seed", seed, 0)
-        self.indices = _integers("indices", range(preset.images) if indices is None else indices, 0)
+        if indices is None:
+            indices = range(preset.images)
+        # a range stays one: a stack may be longer than memory
+        self.indices = indices if isinstance(indices, range) else _integers("indices", indices, 0)
         if not self.indices:
             raise ConfigError("indices: got none, expected at least one sample number")
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] | None = {} if cache else None

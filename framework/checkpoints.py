@@ -6,6 +6,7 @@ does not look at it, `check_whole` does.
 
 import contextlib
 import os
+import re
 import stat
 import tempfile
 import zipfile
@@ -71,7 +72,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise _unreadable(path, error) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise CheckpointError(f"ckpt_path: {path} is not a Lightning checkpoint (it has no state_dict)")
+    _check_content(path, content)
     return content
+
+
+def _check_content(path: Path, content: dict[str, Any]) -> None:
+    """Raises CheckpointError for parts of another kind than the readers below and Lightning expect."""
+    version = content.get("pytorch-lightning_version", "0")
+    if not all(isinstance(key, str) for key in content["state_dict"]):
+        raise CheckpointError(f"ckpt_path: {path}: state_dict holds names that are no text; the file is damaged")
+    if not isinstance(version, str) or not re.match(r"\d+(\.\d+)*", version):
+        raise CheckpointError(
+            f"ckpt_path: {path}: pytorch-lightning_version is {version!r}, expected text such as 2.6.4"
+        )
+    for key, kind in {"hyper_parameters": dict, "loops": dict, "class_path": str, "callbacks": dict}.items():
+        if not isinstance(content.get(key, kind()), kind):
+            raise CheckpointError(
+                f"ckpt_path: {path}: {key} is a {type(content[key]).__name__}, which no fit has written; the file is "
+                "damaged, give another one"
+            )
 
 
 def newest_whole(candidates: list[Path], say: Callable[[str], None]) -> Path | None:

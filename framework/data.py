@@ -28,7 +28,9 @@ class BaseDataModule(LightningDataModule):
         self, batch_size: int = 32, eval_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
     ) -> None:
         super().__init__()
-        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size or batch_size}.items():
+        if eval_batch_size is None:
+            eval_batch_size = batch_size
+        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
             if value < 1:
                 raise ConfigError(f"data.{name}: expected at least 1, got {value}")
         if num_workers < 0:
@@ -36,7 +38,7 @@ class BaseDataModule(LightningDataModule):
         if seed < 0:
             raise ConfigError(f"data.seed: expected 0 or more, got {seed}")
         self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
+        self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.datasets: dict[str, Dataset] = {}

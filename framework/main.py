@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from framework.errors import ConfigError, FrameworkError
+from framework.errors import ConfigError
 
 #: verb -> (function `run(args) -> int`, one line for --help); imported only when called
 VERBS = {
@@ -62,29 +62,58 @@ def main(args: Sequence[str] | None = None) -> Any:
     from framework.trust import vouched_modules
 
     for module in modules:
-        try:
-            importlib.import_module(module)
-            vouched_modules.add(module)
-        except ImportError as error:
-            raise ConfigError(
-                f"--import {module}: {error}; it is looked for on sys.path and in {Path.cwd()}"
-            ) from error
+        _import(module)
+        vouched_modules.add(module)
     return run_trainer_verb(words)
 
 
 def console() -> None:
     """Entry point of the console script: errors as one message, exit status 2."""
     try:
-        status = main()
-    except FrameworkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        status = shown(sys.argv[1:])
     finally:
         if "torch" in sys.modules:
             from framework.distributed import leave
 
             leave()
-    sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(status)
+
+
+def shown(args: Sequence[str]) -> int:
+    """Runs one command as a user sees it: an error is a message of at most three lines on the error stream.
+
+    Args:
+        args: the words after `framework`; `--debug` among them lets errors pass with their traceback.
+
+    Returns:
+        the exit status: 2 after an error.
+    """
+    words = [word for word in args if word != "--debug"]
+    try:
+        status = main(words)
+    except Exception as error:
+        if len(words) < len(args):
+            raise
+        from framework.commands.messages import message
+
+        print(f"error: {message(error)}", file=sys.stderr)
+        return 2
+    return status if isinstance(status, int) else 0
+
+
+def _import(module: str) -> None:
+    """Imports a user's module for its classes."""
+    if not module or module.startswith(".") or module.endswith((".py", ".")) or "/" in module:
+        raise ConfigError(
+            f"--import {module}: expected a module's name such as my_module or package.module, neither a path nor "
+            "relative"
+        )
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever the module does when it is run
+        raise ConfigError(
+            f"--import {module}: {type(error).__name__}: {error}; it is looked for on sys.path and in {Path.cwd()}"
+        ) from error
 
 
 def foreign_packages() -> dict[str, str]:
@@ -133,7 +162,7 @@ def _usage() -> str:
     verbs = [*TRAINER_VERBS.items(), *((name, text) for name, (_, text) in VERBS.items())]
     lines = "\n".join(f"  {name:<10} {text}" for name, text in verbs)
     return (
-        "usage: framework VERB [-c CONFIG ...] [--key value ...] [--import MODULE]\n\n"
+        "usage: framework VERB [-c CONFIG ...] [--key value ...] [--import MODULE] [--debug]\n\n"
         f"{lines}\n\n"
         "A config is a path or a name such as korigins/quickstart; `framework VERB --help` shows every key.\n"
         "Start with: framework fit -c korigins/quickstart"

@@ -26,7 +26,10 @@ import callbacks
 import datamodules
 import framework
 import models
+from framework.commands.messages import in_chain
 from framework.commands.precedence import layer_arguments
+from framework.commands.trainer_arguments import check_trainer
+from framework.commands.values import check_seed, check_values
 from framework.distributed import say
 from framework.errors import ConfigError, FrameworkError
 from framework.lifecycle import missing_contracts
@@ -59,14 +62,6 @@ def run_trainer_verb(words: Sequence[str]) -> "FrameworkCLI":
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return "litlogger" not in record.getMessage().lower() and "litmodels" not in record.getMessage().lower()
-
-
-def _framework_error(error: BaseException) -> FrameworkError | None:
-    """The error of ours that jsonargparse wrapped, if there is one."""
-    link: BaseException | None = error
-    while link is not None and not isinstance(link, FrameworkError):
-        link = link.__cause__ or link.__context__
-    return link
 
 
 class FrameworkCLI(LightningCLI):
@@ -111,10 +106,16 @@ class FrameworkCLI(LightningCLI):
         try:
             # LightningCLI warns when args and sys.argv are both there, as they are under pytest.
             self.config = parser.parse_args(self.layers.words)
-        except (argparse.ArgumentError, MisconfigurationException) as error:
+        except Exception as error:  # jsonargparse lets through what its values raise
+            if ours := in_chain(error, FrameworkError):
+                raise ours from None
             verb = self.layers.verb
             keys = parser_keys(self._subcommand_parsers[verb]) if verb in self._subcommand_parsers else []
-            raise ConfigError(shorten(str(error), [*keys, *argument_names()], class_names())) from error
+            raise ConfigError(shorten(str(error), keys, class_names(), argument_names())) from error
+        if self.layers.verb:
+            values = self.config[self.layers.verb].as_dict()
+            check_values(values)
+            check_seed(values.get("seed_everything"))
         if self.layers.checkpoint:
             self.config[self.layers.verb]["ckpt_path"] = str(self.layers.checkpoint)
 
@@ -130,21 +131,30 @@ class FrameworkCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (argparse.ArgumentError, ValueError, TypeError) as error:
-            if ours := _framework_error(error):
+            if ours := in_chain(error, FrameworkError):
                 raise ours from None
-            if isinstance(error, argparse.ArgumentError):
-                raise ConfigError(shorten(str(error), argument_names(), class_names())) from error
+            if isinstance(error, argparse.ArgumentError) or "Union subtypes" in str(error):
+                raise ConfigError(shorten(str(error), [], class_names(), argument_names())) from error
             raise
 
     # ------------------------------------------------------------------ run folder, loggers, default callbacks
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks_: list[Callback]) -> Trainer:
+        check_trainer(config)
         root = config.get("default_root_dir") or RUNS
         name = self._get(self.config, "name") or self.layers.name or type(self.model).__name__
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ConfigError(
+                f"name: got {name}, expected a folder below {root}; trainer.default_root_dir names another"
+            )
         config["logger"] = default_loggers(config.get("logger"), str(root), name)
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        return super()._instantiate_trainer(config, callbacks_ + default_callbacks(self.model, [*given, *callbacks_]))
+        every = callbacks_ + default_callbacks(self.model, [*given, *callbacks_])
+        try:
+            return super()._instantiate_trainer(config, every)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise ConfigError(f"trainer: {error}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -225,13 +235,15 @@ def class_names() -> list[str]:
     return [*ours, "Adam", "AdamW", "SGD", "StepLR", "CosineAnnealingLR", "OneCycleLR", "ReduceLROnPlateau", "Trainer"]
 
 
-def argument_names() -> list[str]:
-    """The argument names of our own classes, as they are written under `init_args`."""
-    names: dict[str, None] = {}
+def argument_names() -> dict[str, list[str]]:
+    """The argument names of every class of ours, as they are written under `init_args`."""
+    owners: dict[str, list[str]] = {}
     for package in (models, datamodules, callbacks):
         for class_name in package.__all__:
+            names: dict[str, None] = {}
             for base in getattr(package, class_name).__mro__:
                 if base.__module__.split(".")[0] in ("framework", "models", "datamodules", "callbacks"):
                     parameters = inspect.signature(base.__init__).parameters
                     names.update(dict.fromkeys(p for p in parameters if p not in ("self", "args", "kwargs")))
-    return list(names)
+            owners[class_name] = list(names)
+    return owners

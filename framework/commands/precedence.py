@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from framework.checkpoints import check_whole, load_checkpoint, newest_whole
+from framework.commands.yaml_files import parse, read_config
 from framework.configs import find_config, run_name
 from framework.errors import CheckpointError, ConfigError
 from framework.serialization import import_target, same_class
@@ -52,6 +51,7 @@ def layer_arguments(words: Sequence[str], verbs: Sequence[str], runs: Path) -> L
     configs, rest = _take_option(tail, ("-c", "--config"))
     files = [file for config in configs for file in _with_bases(config)]
     contents = [content for _, content in files]
+    _check_words(rest)
     named = [c for c in configs if not c.lstrip().startswith("{")]
     layers = Layers(verb, [], run_name(named[0]) if named else None)
     given: list[Any] = [*(content.get("ckpt_path") for content in contents), *_values(rest, "--ckpt_path")]
@@ -60,11 +60,28 @@ def layer_arguments(words: Sequence[str], verbs: Sequence[str], runs: Path) -> L
     )
     words_of_files = [word for file, _ in files for word in ("--config", file)]
     if layers.checkpoint is not None:
-        layers.hparams, layer = _checkpoint_layer(layers.checkpoint, contents, rest, layers.notes)
+        try:
+            layers.hparams, layer = _checkpoint_layer(layers.checkpoint, contents, rest, layers.notes)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"ckpt_path: {layers.checkpoint} holds hyper-parameters of an unknown form ({error}); it is damaged, "
+                "or not written by fit"
+            ) from error
         words_of_files += ["--config", json.dumps(layer)] if layer else []
         rest = _drop_option(rest, "--ckpt_path")
     layers.words = [*head, verb, *words_of_files, *rest]
     return layers
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Values on the command line are YAML as well: those with aliases are read here first, where there are limits."""
+    for word in words:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        if "&" in value and "*" in value:
+            try:
+                parse(value)
+            except ConfigError as error:
+                raise ConfigError(f"{word[:80]}: {error}") from error
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -98,7 +115,7 @@ def _with_bases(config: str, above: tuple[str, ...] = ()) -> list[tuple[str, dic
     path = config if config.lstrip().startswith("{") else str(find_config(config))
     if path in above:
         raise ConfigError(f"-c {config}: base: the files {', '.join([*above, path])} build on each other in a circle")
-    content = _read_config(path)
+    content = read_config(path)
     if "base" not in content:
         return [(path, content)]
     bases = content.pop("base")
@@ -107,17 +124,6 @@ def _with_bases(config: str, above: tuple[str, ...] = ()) -> list[tuple[str, dic
         raise ConfigError(f"-c {config}: base: expected the name or path of a configuration, or a list, got {bases!r}")
     lower = [file for base in bases for file in _with_bases(base, (*above, path))]
     return [*lower, (json.dumps(content), content)]
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    try:
-        text = path if path.lstrip().startswith("{") else Path(path).read_text()
-        content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"-c {path}: cannot be read as YAML: {error}") from error
-    if content is not None and not isinstance(content, dict):
-        raise ConfigError(f"-c {path}: expected keys and values at the top, got {type(content).__name__}")
-    return content or {}
 
 
 def _checkpoint_layer(

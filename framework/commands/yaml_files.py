@@ -1,0 +1,128 @@
+"""Configurations read with limits: double keys, loops, alias bombs and wrong kinds of section are a message each."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from framework.errors import ConfigError
+
+#: a configuration is a page of text; beyond these it is a mistake or an attack
+MAX_BYTES = 4 * 2**20
+MAX_DEPTH = 50
+MAX_VALUES = 100_000
+
+# how a section may be written
+_SECTIONS: dict[str, tuple[tuple[type, ...], str]] = {
+    "trainer": ((dict,), "keys and values"),
+    "model": ((dict, str), "a class name, or class_path and init_args"),
+    "data": ((dict, str), "a class name, or class_path and init_args"),
+    "name": ((str,), "text; put a number in quotes"),
+    "ckpt_path": ((str,), "a path, best or last"),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader; a key that stands twice in one mapping is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuses duplicate keys."""
+        seen: dict[Any, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise ConfigError(
+                    f"the key {key.value!r} stands twice, in line {seen[key.value]} and in line {line}; remove one"
+                )
+            seen[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The content of a configuration.
+
+    Args:
+        path: of a file, or YAML itself when it begins with a brace.
+
+    Raises:
+        ConfigError: it cannot be read, is not YAML, is too large or too deep, holds a key twice, or has a section of
+            the wrong kind.
+    """
+    inline = path.lstrip().startswith("{")
+    shown = f"-c {path if len(path) < 80 else path[:76] + ' ...'}"
+    try:
+        content = parse(path if inline else _text(Path(path)))
+    except ConfigError as error:
+        raise ConfigError(f"{shown}: {error}") from error.__cause__
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{shown}: cannot be read as YAML: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"{shown}: expected keys and values at the top, got {type(content).__name__}")
+    for key, (kinds, expected) in _SECTIONS.items():
+        value = (content or {}).get(key)
+        if value is not None and not isinstance(value, kinds):
+            raise ConfigError(f"{shown}: {key}: got {value!r}, expected {expected}")
+        if key in (content or {}) and value is None and key == "trainer":
+            raise ConfigError(f"{shown}: {key}: got nothing, expected {expected}; remove the key or fill it")
+        if isinstance(value, dict) and key in ("model", "data"):
+            _check_class(f"{shown}: {key}", value)
+    return content or {}
+
+
+def parse(text: str) -> Any:
+    """YAML as plain values.
+
+    Raises:
+        ConfigError: not YAML, a key that stands twice, a value that holds itself, over 50 levels or 100,000 values.
+    """
+    try:
+        content = yaml.load(text, Loader=_Loader)  # a safe loader
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        said = " ".join(str(error).split()) if not isinstance(error, RecursionError) else f"over {MAX_DEPTH} levels"
+        raise ConfigError(f"cannot be read as YAML: {said}") from error
+    _count(content, [], [0])
+    return content
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise ConfigError("expected a regular file")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ConfigError(f"got {size} bytes, expected a configuration of at most {MAX_BYTES}")
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _count(value: Any, inside: list[int], total: list[int]) -> None:
+    # Aliases share their value: memory stays small until somebody walks through it, as every reader does.
+    total[0] += 1
+    if total[0] > MAX_VALUES:
+        raise ConfigError(f"holds more than {MAX_VALUES} values, aliases counted wherever they stand")
+    if not isinstance(value, dict | list):
+        if value is not None and not isinstance(value, str | int | float):
+            raise ConfigError(f"got a {type(value).__name__}, {value}; text belongs in quotes")
+        return
+    if id(value) in inside:
+        raise ConfigError("an anchor holds an alias of itself; write the value out")
+    if len(inside) >= MAX_DEPTH:
+        raise ConfigError(f"nested more than {MAX_DEPTH} levels deep")
+    inside.append(id(value))
+    for entry in value.values() if isinstance(value, dict) else value:
+        _count(entry, inside, total)
+    if isinstance(value, dict) and (wrong := [k for k in value if not isinstance(k, str)]):
+        raise ConfigError(f"the key {wrong[0]!r} is no text; put it in quotes")
+    inside.pop()
+
+
+def _check_class(shown: str, value: Mapping[str, Any]) -> None:
+    named = value.get("class_path")
+    if "class_path" in value and not isinstance(named, str):
+        raise ConfigError(f"{shown}.class_path: got {named!r}, expected a class name")
+    arguments = value.get("init_args")
+    if arguments is not None and not isinstance(arguments, dict):
+        raise ConfigError(f"{shown}.init_args: got {arguments!r}, expected keys and values")
