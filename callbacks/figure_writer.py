@@ -13,7 +13,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 
+from framework.distributed import run_folder
 from framework.figures import training_curves
+from framework.nn.filters.replacement import evaluating
 from framework.protocols import DrawsFigures
 
 
@@ -63,11 +65,8 @@ class FigureWriter(Callback):
         if getattr(trainer, "fast_dev_run", False) or not trainer.loggers:
             return
         if isinstance(pl_module, DrawsFigures) and self._batch is not None:
-            training = pl_module.training
-            pl_module.eval()
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
+            with evaluating(pl_module), trainer.precision_plugin.forward_context():
                 drawn = pl_module.figures(self._batch)
-            pl_module.train(training)
             for name, figure in drawn.items():
                 save_figure(trainer, name, figure, self.dpi)
         if curves and (figure_of_curves := _curves(trainer)) is not None:
@@ -81,9 +80,7 @@ class FigureWriter(Callback):
 
 def save_figure(trainer: Trainer, name: str, figure: Figure, dpi: int = 110) -> Path:
     """Writes `figures/NAME.png` into the run folder, and to TensorBoard when it is there. Rank 0 only."""
-    # loggers[0].log_dir, not trainer.log_dir: the latter is a collective
-    folder = Path(getattr(trainer.loggers[0], "log_dir", None) or trainer.default_root_dir) / "figures"
-    path = folder / f"{name}.png"
+    path = run_folder(trainer) / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
     for logger in trainer.loggers:

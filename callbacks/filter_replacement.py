@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -16,7 +15,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from callbacks.figure_writer import save_figure
-from framework.distributed import broadcast_tensors, same_on_all_ranks
+from framework.distributed import broadcast_tensors, run_folder, same_on_all_ranks
 from framework.errors import ConfigError, DivergenceError
 from framework.figures import explained_energy, replacement_figure
 from framework.nn import (
@@ -242,8 +241,7 @@ class FilterReplacement(Callback):
         rank_zero_info("\n" + table.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
         if not trainer.loggers or getattr(trainer, "fast_dev_run", False):
             return
-        # loggers[0].log_dir, not trainer.log_dir: the latter is a collective
-        folder = Path(getattr(trainer.loggers[0], "log_dir", None) or trainer.default_root_dir)
+        folder = run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         table.to_csv(folder / "filter_replacement.csv", index=False, float_format="%.6g")
         layers = [name.removeprefix("network.") for name in self._convolutions]

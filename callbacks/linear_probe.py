@@ -10,8 +10,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from framework.distributed import say
 from framework.errors import ConfigError
 from framework.nn import linear_probe
+from framework.nn.filters.replacement import evaluating
 from framework.protocols import HasFeatures
 
 
@@ -50,17 +52,14 @@ class LinearProbe(Callback):
         datasets: Mapping[str, Any] = getattr(trainer.datamodule, "datasets", {})  # type: ignore[attr-defined]
         if getattr(trainer, "fast_dev_run", False) or not {"train", "val"} <= set(datasets):
             return
-        training = pl_module.training
-        pl_module.eval()
-        train, labels = self._features(pl_module, datasets["train"], self.max_images)
-        val, val_labels = self._features(pl_module, datasets["val"], None)
-        pl_module.train(training)
+        with evaluating(pl_module):
+            train, labels = self._features(pl_module, datasets["train"], self.max_images)
+            val, val_labels = self._features(pl_module, datasets["val"], None)
         accuracy = linear_probe(train, labels, val, val_labels, self.l2)
         for logger in trainer.loggers:
             logger.log_metrics({"probe/accuracy": accuracy}, step=trainer.global_step)
-        print(f"linear probe: accuracy {accuracy:.4f} on {len(val)} validation images", flush=True)
+        say(f"linear probe: accuracy {accuracy:.4f} on {len(val)} validation images")
 
-    @torch.no_grad()
     def _features(self, module: Any, dataset: Any, limit: int | None) -> tuple[Tensor, Tensor]:
         features, labels, count = [], [], 0
         for batch in DataLoader(dataset, batch_size=64):

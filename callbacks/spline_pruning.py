@@ -7,14 +7,12 @@ from typing import Any
 
 import lightning
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.optim import Optimizer
 
 from framework.compat import averaged_models
-from framework.distributed import is_distributed
 from framework.errors import ConfigError
 from framework.nn import SplineLayer, SplineMoments, observe, spline_layers
 from framework.nn.splines.optimizer import stop_momentum
@@ -132,11 +130,7 @@ class SplinePruning(Callback):
         if not self._needed(trainer):
             self._moments = {}
             return
-        for moments in self._seen.values():
-            for tensor in moments.tensors().values() if is_distributed() else ():
-                moved = tensor.to(pl_module.device)
-                dist.all_reduce(moved)
-                tensor.copy_(moved)
+        add_over_ranks((t for moments in self._seen.values() for t in moments.tensors().values()), pl_module.device)
         self._moments = self._seen
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datamodules.io import Picture, shown
-from framework.errors import DataError
+from datamodules.io import Picture
+from framework.errors import DataError, few
 
 _MICROMETRES = {
     "um": 1.0, "µm": 1.0, "μm": 1.0, "\\u00b5m": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0,
@@ -77,7 +77,7 @@ def _series(path: Path, file: Any) -> tuple[tuple[int, ...], str]:
     if any((s.shape, s.dtype, s.axes) != (first.shape, first.dtype, first.axes) for s in series) or (
         len(series) > 1 and file.is_ome
     ):
-        sizes = shown([" x ".join(map(str, s.shape)) for s in series])
+        sizes = few([" x ".join(map(str, s.shape)) for s in series])
         raise DataError(f"{path} holds {len(series)} pictures ({sizes}); save each as a file of its own")
     _check_complete(path, series)
     if len(series) > 1:

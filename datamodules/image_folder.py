@@ -10,11 +10,10 @@ from typing import Literal
 
 from torch.utils.data import Dataset
 
-from datamodules.io import shown
 from datamodules.listing import ImageFiles, Listing, scan
 from datamodules.transforms import EvalTransform, Finish, Interpolation, TrainTransform
 from framework.data import BaseDataModule
-from framework.errors import ConfigError, DataError
+from framework.errors import ConfigError, DataError, few
 
 
 class ImageFolderDataModule(BaseDataModule):
@@ -185,8 +184,8 @@ class ImageFolderDataModule(BaseDataModule):
                 here, there = set(listing.class_names), set(reference.class_names)
                 raise DataError(
                     f"data.root: {found[split]} has other classes than {next(iter(found.values()))}: "
-                    f"{len(there - here)} missing ({shown(sorted(there - here))}), {len(here - there)} more "
-                    f"({shown(sorted(here - there))})"
+                    f"{len(there - here)} missing ({few(sorted(there - here))}), {len(here - there)} more "
+                    f"({few(sorted(here - there))})"
                 )
         return {split: (listing, list(range(len(listing.paths)))) for split, listing in listings.items()}
 
@@ -212,7 +211,7 @@ class ImageFolderDataModule(BaseDataModule):
         if missing:
             raise DataError(
                 f"data.split_file: {len(missing)} of the {len(rows)} pictures that {path} names are not in "
-                f"{self.root}: {shown(missing)}"
+                f"{self.root}: {few(missing)}"
             )
         labels = [numbers[row["class"]] for row in rows] if names else None
         listing = Listing([str(self.root / row["path"]) for row in rows], labels, names)
@@ -246,7 +245,7 @@ class ImageFolderDataModule(BaseDataModule):
             return list(range(self.classes))
         unknown = [name for name in self.classes or () if name not in names]
         if unknown:
-            raise ConfigError(f"data.classes: {shown(unknown)} not among the {len(names)} classes of {self.root}")
+            raise ConfigError(f"data.classes: {few(unknown)} not among the {len(names)} classes of {self.root}")
         return [names.index(name) for name in self.classes or ()]
 
     def _calibration_part(self) -> str:

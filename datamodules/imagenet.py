@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.image_folder import ImageFolderDataModule
-from datamodules.io import shown
 from datamodules.listing import Listing
 from datamodules.transforms import Interpolation
-from framework.errors import ConfigError, DataError
+from framework.errors import ConfigError, DataError, few
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImageFolderDataModule", "ImageNetDataModule"]
 
@@ -87,12 +86,12 @@ class ImageNetDataModule(ImageFolderDataModule):
         if strangers:
             raise DataError(
                 f"data.root: {len(strangers)} of the {len(listing.class_names)} class folders of {folder} are not "
-                f"ImageNet-1k classes: {shown(strangers)}; ImageFolderDataModule takes any classes"
+                f"ImageNet-1k classes: {few(strangers)}; ImageFolderDataModule takes any classes"
             )
         missing = sorted(set(order) - set(listing.class_names))
         if missing and not self.partial:
             raise DataError(
-                f"data.root: {folder} lacks {len(missing)} of the 1000 classes: {shown(missing)}; unpack the rest, or "
+                f"data.root: {folder} lacks {len(missing)} of the 1000 classes: {few(missing)}; unpack the rest, or "
                 "set data.partial: true to evaluate on the classes there are"
             )
         labels = [numbers[listing.class_names[label]] for label in listing.labels]
@@ -117,10 +116,10 @@ def published_transform(model: str) -> dict[str, Any]:
 
     name = model.split(".")[0]
     if not is_model(name):
-        from framework.suggest import nearest
+        from framework.suggest import nearest_names
 
         raise ConfigError(
-            f"data.published: timm has no model {model!r}; nearest: {', '.join(nearest(name, list_models()))}"
+            f"data.published: timm has no model {model!r}; nearest: {', '.join(nearest_names(name, list_models()))}"
         )
     cfg = get_pretrained_cfg(model)
     if cfg is None:
@@ -147,7 +146,7 @@ def unfinished_imagenet(root: Path) -> str | None:
         folder = root / split
         inner = sorted(path.name for path in folder.glob("n*.tar")) if folder.is_dir() else []
         if inner:
-            return f"{folder} still holds {len(inner)} class archives ({shown(inner, 2)}); unpack each into a folder"
+            return f"{folder} still holds {len(inner)} class archives ({few(inner, 2)}); unpack each into a folder"
         flat = next(folder.glob("ILSVRC2012_val_*.JPEG"), None) if folder.is_dir() else None
         if flat is not None:
             return f"{folder} holds unsorted validation pictures ({flat.name}); move them into their class folders"

@@ -15,7 +15,7 @@ Only regular files are opened (a pipe would wait for ever), and nothing above `M
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -254,9 +254,3 @@ def list_pictures(folder: str | Path, tree: str | Path | None = None) -> list[st
 
 def _inside(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
-def shown(names: Sequence[object], count: int = 5) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(map(str, names[:count])) + more

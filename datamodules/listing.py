@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.io import SUFFIXES, list_pictures, read_rgb, shown
+from datamodules.io import SUFFIXES, list_pictures, read_rgb
 from datamodules.transforms import Transform
-from framework.errors import DataError
+from framework.errors import DataError, few
 
 
 @dataclass
@@ -52,7 +52,7 @@ def scan(root: Path, argument: str = "data.root") -> Listing:
     if len(full) < len(folders):
         empty = [name for name in folders if not per_class[name]]
         raise DataError(
-            f"{argument}: {len(empty)} of the {len(folders)} class folders of {root} hold no picture: {shown(empty)}; "
+            f"{argument}: {len(empty)} of the {len(folders)} class folders of {root} hold no picture: {few(empty)}; "
             "fill them or remove them"
         )
     paths = [path for name in full for path in per_class[name]]

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datamodules.io import ARRAYS, SUFFIXES, is_hidden, is_picture, natural, shown, stem
-from framework.errors import DataError
+from datamodules.io import ARRAYS, SUFFIXES, is_hidden, is_picture, natural, stem
+from framework.errors import DataError, few
 
 KINDS = SUFFIXES | ARRAYS
 
@@ -225,7 +225,7 @@ def from_file(path: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
     missing = [p.name for p in pairs if _id(p) not in assigned]
     if missing:
         raise DataError(
-            f"data.split_file: {path} has no row for {len(missing)} images, first {shown(missing, 1).split(' and ')[0]}"
+            f"data.split_file: {path} has no row for {len(missing)} images, first {few(missing, 1).split(' and ')[0]}"
         )
     return {s: [p for p in pairs if assigned[_id(p)] == s] for s in ("train", "val", "test")}
 

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from datamodules.squares_data import PRESETS, ShapeKind, SquaresDataset, SquaresPreset
 from framework.data import BaseDataModule
 from framework.errors import ConfigError
-from framework.suggest import nearest
+from framework.suggest import nearest_names
 
 
 class SquaresDataModule(BaseDataModule):
@@ -58,7 +58,7 @@ class SquaresDataModule(BaseDataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
         if preset not in PRESETS:
-            near = nearest(preset, PRESETS)
+            near = nearest_names(preset, PRESETS)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PRESETS)}"
             raise ConfigError(f"data.preset: {preset!r} is not a preset; {hint}")
         if not 0 < val_fraction < 1:

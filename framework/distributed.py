@@ -6,10 +6,12 @@ is a permutation drawn from (seed, epoch), and no collective runs inside a step.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
@@ -79,6 +81,19 @@ class UnpaddedDistributedSampler(DistributedSampler):
 
     def __len__(self) -> int:
         return self.num_samples
+
+
+def add_over_ranks(tensors: Iterable[Tensor], device: torch.device) -> None:
+    """Puts the sum over all ranks into every tensor, by way of `device`, which the ranks can exchange from."""
+    for tensor in tensors if is_distributed() else ():
+        moved = tensor.to(device)
+        dist.all_reduce(moved)
+        tensor.copy_(moved)
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """The folder of this run, on this rank: `trainer.log_dir` asks all ranks, and must not be read on one alone."""
+    return Path(getattr(trainer.loggers[0], "log_dir", None) or trainer.default_root_dir)
 
 
 @rank_zero_only

@@ -1,5 +1,7 @@
 """One small error tree. Each message says what was got, what was expected and what to do."""
 
+from collections.abc import Sequence
+
 
 class FrameworkError(Exception):
     """Base of every error that the command line shows as a message, without a traceback."""
@@ -19,3 +21,9 @@ class CheckpointError(FrameworkError, ValueError):
 
 class DivergenceError(FrameworkError, RuntimeError):
     """Training produced a value that is not finite; names the step and the last good checkpoint."""
+
+
+def few(values: Sequence[object], count: int = 5) -> str:
+    """The first of many values, for a message, and how many more there are."""
+    more = f" and {len(values) - count} more" if len(values) > count else ""
+    return ", ".join(map(str, values[:count])) + more

@@ -29,7 +29,7 @@ _WRAPPERS = re.compile(
 )
 
 
-def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """The `count` names nearest to `name`, best first; compares the last dotted part as well as the whole."""
     names = list(dict.fromkeys(names))
     whole = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
@@ -128,5 +128,5 @@ def _unknown_option(name: str, where: str, of: str, keys: Iterable[str], owners:
 
 
 def _hint(name: str, names: Iterable[str]) -> str:
-    near = nearest(name, names)
+    near = nearest_names(name, names)
     return f"\ndid you mean {' or '.join(near)}?" if near else "\n`framework list` and `--help` show what there is."

@@ -51,7 +51,7 @@ def test_origin_paths_end_where_the_origins_are() -> None:
 
 
 def test_separability_shows_both_distances_and_the_bayes_limit() -> None:
-    # golden values of the specification: equal deviations one and two deviations apart
+    # golden values from the closed form: equal deviations one and two deviations apart
     figure = separability(np.array([[0.0], [1.0], [2.0]]), np.ones((3, 1)))
     texts = [t.get_text() for t in figure.axes[0].texts]
     assert texts[0] == "H 0.000\n$H^2$ 0.000"

@@ -1,6 +1,7 @@
 """What stands around the code: licence, citation, version, hooks, types."""
 
 import importlib.metadata
+import re
 import tomllib
 from pathlib import Path
 
@@ -58,3 +59,23 @@ def test_hooks_are_local_and_check_what_ci_checks() -> None:
         tool = line.removeprefix("python3 -m uv run ").split(" ")[0]
         if tool in ("ruff", "mypy"):
             assert any(f"uv run {tool}" in entry for entry in entries), line
+
+
+def test_no_line_cites_what_a_reader_does_not_have() -> None:
+    cited = re.compile(r"\b(the|our) " + "specification|" + r"specification(,|'s)")
+    for folder in (*PACKAGES, "benchmarks", "docs", "configs"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".md", ".yaml"):
+                assert not cited.search(path.read_text()), path
+
+
+def test_pages_and_headings_that_docstrings_cite_are_there() -> None:
+    cited = re.compile(r'docs/([\w-]+\.md)(?:, "([^"]+)")?')
+    found = 0
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            text = re.sub(r"\s+", " ", path.read_text())
+            for page, heading in cited.findall(text):
+                found += 1
+                assert f"## {heading}" in (ROOT / "docs" / page).read_text(), f"{path}: {page}, {heading!r}"
+    assert found > 5

@@ -12,7 +12,8 @@ def separability(means: np.ndarray, stds: np.ndarray, shares: np.ndarray | None 
     """Hellinger distances between all classes, H and H^2 in each cell, and the Bayes limit of a single pixel.
 
     The channels are independent, so that their Bhattacharyya coefficients 1 - H^2 multiply. The author of K-Origins
-    prints H^2 and the paper does not say which it means (specification, section 7): both are shown.
+    prints H^2 and the paper does not say which it means (docs/korigins.md, "Metrics"): both are
+    shown.
 
     Args:
         means: (C, N) class means in intensity units, background first.

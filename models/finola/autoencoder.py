@@ -24,7 +24,9 @@ Loss = Literal["mse", "l1", "l1+mse"]
 
 
 def pixel_loss(kind: Loss, preds: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error, mean absolute error or their sum, on pixels in [-1, 1] (specification, section 8).
+    """Mean squared error, mean absolute error or their sum, on pixels in [-1, 1].
+
+    Which of them is not in the published text; ours is in docs/finola.md.
 
     Args:
         kind: `mse`, `l1` or `l1+mse`.

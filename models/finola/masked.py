@@ -1,4 +1,4 @@
-"""Masked FINOLA: predict the rest of an image from one visible block (arXiv 2305.16319; specification, section 7)."""
+"""Masked FINOLA: predict the rest of an image from one visible block (arXiv 2305.16319)."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, cast

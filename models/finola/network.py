@@ -154,7 +154,7 @@ class FinolaNetwork(nn.Module):
 
 
 def latent_counts(channels: int, paths: int = 1, matrices: int = 4) -> dict[str, int]:
-    """Floats of the latent and parameters of the recursion (specification, section 6).
+    """Floats of the latent and parameters of the recursion (docs/finola.md, "Multi-path").
 
     Args:
         channels: C.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from framework.distributed import gather_rows, ranks
-from framework.errors import CheckpointError, DataError
+from framework.errors import CheckpointError, DataError, few
 
 Values = TypeVar("Values", bound=Sequence | Tensor)
 
@@ -73,12 +73,6 @@ class Images:
                 f"ckpt_path: the networks were fitted to images of {few(self.sizes)} pixels, but the data have "
                 f"{few(other.sizes)}; use the same data.scale and data.crop"
             )
-
-
-def few(values: list) -> str:
-    """The first four, and how many there are."""
-    shown = ", ".join(str(v) for v in values[:4])
-    return shown if len(values) <= 4 else f"{shown}, ... ({len(values)} in all)"
 
 
 def map_image_rows(checkpoint: dict[str, Any], count: int, change: Callable[[Tensor], Tensor]) -> None:

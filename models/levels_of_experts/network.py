@@ -17,7 +17,7 @@ PLANS = 64
 class LevelsOfExpertsNetwork(nn.Module):
     """B independent SIRENs side by side; every sine layer has its number of experts.
 
-    y = W_out h_L + b_out with h_l = sin(w0 (W_l[e_l] h_{l-1} + b_l)), h_0 the input (specification, "Model math"). With
+    y = W_out h_L + b_out with h_l = sin(w0 (W_l[e_l] h_{l-1} + b_l)), h_0 the input (docs/levels_of_experts.md). With
     one expert per layer it is a plain SIREN.
 
     Args:

@@ -12,10 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from framework.distributed import is_distributed
-from framework.errors import DivergenceError
+from framework.errors import DivergenceError, few
 from framework.method import LOSS_CHECK_EVERY
 from framework.threads import Threads
-from models.levels_of_experts.images import few
 from models.levels_of_experts.progress import note_best, note_epoch
 from models.levels_of_experts.table import write_table
 

@@ -1,7 +1,6 @@
 """`images.csv`, the table of all images of a run."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pandas as pd
 from lightning.pytorch import Trainer
@@ -49,7 +48,6 @@ def write_table(trainer: Trainer, table: pd.DataFrame) -> None:
     """Writes `images.csv` into the run folder, if there is one. Rank 0 only."""
     if not trainer.loggers or getattr(trainer, "fast_dev_run", False):
         return
-    # loggers[0].log_dir, not trainer.log_dir: the latter is a collective
-    folder = Path(getattr(trainer.loggers[0], "log_dir", None) or trainer.default_root_dir)
+    folder = run_folder(trainer)
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "images.csv", index=False)

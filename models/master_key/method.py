@@ -34,9 +34,9 @@ ADAMW = cast(OptimizerCallable, {"class_path": "torch.optim.AdamW", "init_args":
 class MasterKeyClassifier(BaseMethod):
     """A timm network with depthwise convolutions, as it is or with its depthwise filters from a bank.
 
-    The published protocol (specification, section 5): every depthwise filter is matched to the bank on a fine-tuned
-    network (`match_checkpoint`), a x + b is written into the self-supervised one (`checkpoint`), the depthwise weights
-    are frozen and the rest is fine-tuned.
+    The published protocol (arXiv 2509.12746; docs/master_key.md, "Training"): every depthwise filter is matched to the
+    bank on a fine-tuned network (`match_checkpoint`), a x + b is written into the self-supervised one (`checkpoint`),
+    the depthwise weights are frozen and the rest is fine-tuned.
 
     Args:
         model: timm name, e.g. `convnextv2_tiny`.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.errors import CheckpointError, ConfigError
-from framework.suggest import nearest
+from framework.suggest import nearest_names
 
 
 def build_network(
@@ -37,7 +37,7 @@ def build_network(
     name = model.split(".")[0]
     if not timm.is_model(name):
         raise ConfigError(
-            f"model.model: timm has no {model!r}; nearest: {', '.join(nearest(name, timm.list_models()))}"
+            f"model.model: timm has no {model!r}; nearest: {', '.join(nearest_names(name, timm.list_models()))}"
         )
     try:
         network = timm.create_model(model, pretrained=pretrained, num_classes=num_classes, **dict(model_args or {}))
@@ -131,7 +131,7 @@ def convert_keys(
     import torchvision
 
     if name not in torchvision.models.list_models():
-        near = ", ".join(nearest(name, torchvision.models.list_models()))
+        near = ", ".join(nearest_names(name, torchvision.models.list_models()))
         raise ConfigError(f"model.key_mapping: torchvision has no model {name!r}; nearest: {near}")
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name).state_dict()

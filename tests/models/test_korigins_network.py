@@ -27,7 +27,7 @@ def images(batch: int, side: int, channels: int = 1, seed: int = 0) -> Tensor:
     return (means + 1500.0 * torch.randn(means.shape, generator=generator)).round()
 
 
-# specification, section 3: name -> counts
+# of the authors' networks: name -> counts
 PLAIN = {
     8: (11522, 11539, 11590),
     18: (56706, 56723, 56774),
@@ -144,7 +144,7 @@ FULL_FIELDS = {
 
 
 @pytest.mark.parametrize("rfl", FULL_FIELDS)
-def test_receptive_fields_are_those_of_the_specification(rfl: int) -> None:
+def test_receptive_fields_are_those_of_the_names(rfl: int) -> None:
     assert receptive_field(rfl) == rfl
     assert full_receptive_field(rfl) == FULL_FIELDS[rfl]
 

@@ -36,7 +36,7 @@ def own_weights(model: LevelsOfExperts, row: int) -> list[torch.Tensor]:
         ([4] * 4, 32, 12_771),
     ],
 )
-def test_parameter_counts_of_the_specification(experts: list[int], width: int, count: int) -> None:
+def test_parameter_counts_as_by_hand(experts: list[int], width: int, count: int) -> None:
     network = LevelsOfExpertsNetwork(experts, ["one"], width=width)
     assert sum(p.numel() for p in network.parameters()) == count
 

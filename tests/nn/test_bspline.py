@@ -118,7 +118,7 @@ def test_knot_insertion_is_exact_and_keeps_the_range_of_coefficients(order, size
 
 
 def test_average_of_squares_is_the_published_constant():
-    # mean over a cell of sum_k B_k^2: 2/3, 11/20, 151/315 (specification, section 2)
+    # mean over a cell of sum_k B_k^2: 2/3, 11/20, 151/315
     for order, expected in ((1, 2 / 3), (2, 11 / 20), (3, 151 / 315)):
         _, second = uniform_moments(SplineGrid(6, order))
         assert abs(float(second.diagonal().sum()) - expected) < 1e-14

@@ -26,7 +26,7 @@ quick = settings(max_examples=25, deadline=None)
 intensity = st.floats(0, 65535)
 spread = st.floats(10, 6000)
 
-# specification, section 7: distance in units of a common SD, H^2, H, Bayes accuracy
+# from the closed forms: distance in units of a common SD, H^2, H, Bayes accuracy
 EQUAL_SPREAD = [
     (0.5, 0.0308, 0.1754, 0.5987),
     (1, 0.1175, 0.3428, 0.6915),

@@ -14,7 +14,7 @@ from framework.nn.filters.fitting import dc_offset, monomial_response, normalize
 from framework.nn.filters.key_filters import METHODS, PUBLISHED_SIGMAS, published_fits, resize_bank
 from framework.nn.filters.scale_space import sharpened_delta
 
-# specification, section 4: (sigma_x, sigma_y) of filters 1 to 6 and 8; filter 7 is (sigma, alpha)
+# published with arXiv 2509.12746: (sigma_x, sigma_y) of filters 1 to 6 and 8; filter 7 is (sigma, alpha)
 TABLE = {
     "A": [
         (0.5807, 0.5575),

@@ -13,7 +13,7 @@ from framework.nn import equal_bins, kmeans_colours, luminance, map_bits, multi_
 
 quick = settings(max_examples=25, deadline=None)
 
-# specification, "Golden values": thresholds, class shares, bits of the map (entropy, PNG, context), quantiles
+# golden values: thresholds, class shares, bits of the map (entropy, PNG, context), quantiles
 GOLDEN = {
     "kodim01": ((76, 113, 146), (0.252, 0.262, 0.272, 0.213), (1.994, 1.186, 0.835), (76, 111, 143)),
     "kodim02": ((62, 89, 146), (0.110, 0.748, 0.127, 0.015), (1.131, 0.648, 0.373), (75, 79, 83)),
@@ -45,7 +45,7 @@ QUICK = ("kodim02", "kodim04", "kodim20")
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in GOLDEN])
-def test_golden_values_of_the_specification(name: str, shared_data: Path) -> None:
+def test_golden_values_on_kodak(name: str, shared_data: Path) -> None:
     thresholds, shares, bits, quantiles = GOLDEN[name]
     luma = luminance(io.imread(shared_data / "kodak" / f"{name}.png"))
     labels, found = multi_otsu(luma)

@@ -46,7 +46,7 @@ class NestedSort(NamedTuple):
 def tile_index(coords: Tensor, multiplier: float, offset: float = 0.0) -> Tensor:
     """Which of four experts a position belongs to: q = floor(A x + b) per axis, e = 2 (q_row mod 2) + (q_column mod 2).
 
-    On [-1, 1] a tile's edge is 1 / A, so there are 2 A tiles along each axis (specification, "Tilings").
+    On [-1, 1] a tile's edge is 1 / A, so there are 2 A tiles along each axis (docs/levels_of_experts.md).
 
     Args:
         coords: (..., 2) floating point, (row, column) in [-1, 1].

@@ -14,7 +14,7 @@ from framework.errors import ConfigError, DataError
 
 BT601 = (0.299, 0.587, 0.114)
 
-#: prior count of every class in every context of the adaptive context model (specification, "Segmentation")
+#: prior count of every class in every context of the adaptive context model, our choice
 CONTEXT_PRIOR = 0.05
 
 

@@ -1,7 +1,7 @@
 """Banks of filters for depthwise convolutions: finding the layers, matching, and every bank that is compared.
 
 A filter y is replaced by a x + b, with x the bank's best filter (mean 0, norm 1), a = <x, y> and b = mean(y); sign and
-scale are free (specification, section 5). Explained energy is a^2 / |y - mean(y)|^2.
+scale are free (docs/master_key.md, "Matching and extracting"). Explained energy is a^2 / |y - mean(y)|^2.
 """
 
 import re

@@ -16,7 +16,8 @@ def dictionary_sigmas(size: int, count: int = 20) -> Tensor:
 
 
 def dictionary(size: int) -> Tensor:
-    """Every operator at every pair of scales (specification, section 6: template dictionaries).
+    """Every operator at every pair of scales, from which free scales are chosen (docs/master_key.md, "Matching and
+    extracting").
 
     Args:
         size: odd side of the filters.

@@ -98,7 +98,7 @@ _WEIGHT_SIGMA = dict.fromkeys(range(1, 9), 1.0) | {7: math.sqrt(0.5)}
 
 
 def fit_key_filters(filters: Tensor | np.ndarray, method: str) -> list[KeyFilterFit]:
-    """Fits the scales of the eight operators to learned filters (specification, section 4).
+    """Fits the scales of the eight operators to learned filters (arXiv 2509.12746; docs/master_key.md, "Fitting").
 
     A: closed form from the weighted variances. B: per axis, the scale at which the template's weighted variance is the
     filter's, the other axis at 1. C1, D1: smallest l1, l2 distance over (sigma_x, sigma_y); C2, D2: over one common

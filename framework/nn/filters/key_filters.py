@@ -152,7 +152,7 @@ def key_filter(
     normalize: Literal["l2", "affine"] | None = None,
     points: int | None = None,
 ) -> Tensor:
-    """One idealised key filter, differentiable in its scales (specification, section 3).
+    """One idealised key filter, differentiable in its scales (arXiv 2509.12746).
 
     1 d_y^+ T, 2 d_x^- T, 3 d_y^- T, 4 d_x^+ T, 5 d_x T, 6 d_y T, 7 delta - alpha Lap5 T, 8 T. The learned filters 2
     and 3 have the opposite sign.

@@ -129,7 +129,9 @@ def _difference(values: Tensor, kind: Difference, size: int, boundary: Boundary)
 def smoothed_difference(
     sigma: float | Tensor, kind: Difference, size: int = 7, boundary: Boundary = "reflect", points: int | None = None
 ) -> Tensor:
-    """A difference operator applied to the discrete Gaussian, cut to `size` taps (specification, section 2).
+    """A difference operator applied to the discrete Gaussian, cut to `size` taps.
+
+    The order of the two is arXiv 2509.12746's (docs/master_key.md, "The mathematics, with its conventions").
 
     Args:
         sigma: standard deviations in pixels, (...).
@@ -192,7 +194,8 @@ def grid(size: int, y_up: bool = True, like: Tensor | None = None) -> tuple[Tens
 def spread(weights: Tensor, template: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean position M and covariance V of a filter's absolute values, weighted by a template's (M_g, V_g) if given.
 
-    M = sum p |h| |g| / sum |h| |g| and V = sum p p^T |h| |g| / sum |h| |g| - M M^T (specification, section 2).
+    M = sum p |h| |g| / sum |h| |g| and V = sum p p^T |h| |g| / sum |h| |g| - M M^T (the spread measures of
+    arXiv 2509.12746).
 
     Args:
         weights: the filter h, (..., k, k).

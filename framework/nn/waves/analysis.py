@@ -2,8 +2,8 @@
 
 With z_x = A zhat and z_y = B zhat the map obeys z_x = Q z_y, Q = A B^-1, whose eigenvalues are wave speeds (arXiv
 2310.12976). zhat is orthogonal to the all-ones vector, so A + u 1^T moves no map although it moves eig(A B^-1); with
-normalisation everything here is therefore written on the complement of that vector (specification, section 2). Without
-it a step acts on z itself, and the whole matrices count.
+normalisation everything here is therefore written on the complement of that vector (docs/finola.md, "Wave speeds").
+Without it a step acts on z itself, and the whole matrices count.
 """
 
 import torch

@@ -81,7 +81,7 @@ def _paths(q: Tensor, one_by_one: bool) -> Sequence[Tensor]:
 
 
 class Finola(nn.Module):
-    """Grows feature maps from vectors: FINOLA (arXiv 2305.16319, 2310.12976; specification, sections 2, 3 and 6).
+    """Grows feature maps from vectors: FINOLA (arXiv 2305.16319, 2310.12976; docs/finola.md, "The rollout").
 
     `separable` walks along one axis first and across it afterwards, once row first and once column first, and averages
     the two complete maps: z(x+u, y+v) = (phi_B^v phi_A^u + phi_A^u phi_B^v) z / 2. `row_first` and `column_first` are
