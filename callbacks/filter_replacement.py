@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from callbacks.figure_writer import save_figure
-from framework.distributed import broadcast_tensors, run_folder, same_on_all_ranks
+from framework.distributed import broadcast_tensors, run_folder, same_on_all_ranks, say
 from framework.errors import ConfigError, DivergenceError
 from framework.figures import explained_energy, replacement_figure
 from framework.nn import (
@@ -238,7 +238,7 @@ class FilterReplacement(Callback):
 
     @rank_zero_only
     def _write(self, trainer: Trainer, table: pd.DataFrame) -> None:
-        rank_zero_info("\n" + table.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
+        say("\n" + table.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
         if not trainer.loggers or getattr(trainer, "fast_dev_run", False):
             return
         folder = run_folder(trainer)

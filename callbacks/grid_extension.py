@@ -5,10 +5,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from framework.compat import averaged_models
+from framework.distributed import say
 from framework.errors import ConfigError
 from framework.nn import SplineLayer, spline_layers
 from framework.nn.splines.optimizer import carry_moments, check_optimizers, rescale_groups
@@ -162,14 +162,14 @@ class GridExtension(Callback):
         for optimizer in trainer.optimizers:
             optimizer.zero_grad()
             for note in rescale_groups(optimizer, layers.values(), self.factor):
-                rank_zero_info(f"GridExtension: {note}")
+                say(f"GridExtension: {note}")
         self._follow_rates(trainer)
         sizes = sorted({layer.grid_size for layer in layers.values()})
         live = sum(layer.live_parameters() for layer in layers.values())
         for logger in trainer.loggers:
             figures = {"grid/size": max(sizes), "grid/function_change": change, "grid/live_parameters": live}
             logger.log_metrics({k: float(v) for k, v in figures.items()}, step=trainer.global_step)
-        rank_zero_info(
+        say(
             f"epoch {trainer.current_epoch}: grids extended to {', '.join(map(str, sizes))} cells; splines changed by "
             f"{change:.1e} of their size; {live} live spline parameters"
         )

@@ -7,11 +7,11 @@ import pandas as pd
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from callbacks.figure_writer import save_figure
-from framework.distributed import broadcast_tensors, ranks
+from framework.distributed import broadcast_tensors, ranks, say
 from framework.errors import ConfigError, DataError
 from framework.figures import segmentation_map_panel
 from framework.nn import equal_bins, kmeans_colours, luminance, map_bits, multi_otsu
@@ -127,7 +127,7 @@ class SegmentationMaps(Callback):
                 pictures.append(rgb)
                 maps.append(labels)
         mean = float(np.mean([row["context"] for row in rows]))
-        rank_zero_info(
+        say(
             f"{self.method} maps of {len(rows)} images cost {mean:.3f} bits per pixel (mean, context-coded), on top of "
             "the networks' weights"
         )

@@ -9,10 +9,10 @@ import lightning
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.optim import Optimizer
 
 from framework.compat import averaged_models
+from framework.distributed import add_over_ranks, say
 from framework.errors import ConfigError
 from framework.nn import SplineLayer, SplineMoments, observe, spline_layers
 from framework.nn.splines.optimizer import stop_momentum
@@ -177,7 +177,7 @@ class SplinePruning(Callback):
         for logger in trainer.loggers:
             figures = {"prune/removed": removed, "prune/function_change": change, "prune/live_parameters": float(live)}
             logger.log_metrics(figures, step=trainer.global_step)
-        rank_zero_info(
+        say(
             f"epoch {trainer.current_epoch}: {removed:.1%} of {edges} edges pruned ({change:.1%} of their deviation), "
             f"{live} live spline parameters"
         )
@@ -209,7 +209,7 @@ class SplinePruning(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, folder / "shrunk.ckpt")
         before, after = (sum(p.numel() for p in m.parameters()) for m in (pl_module, smaller))
-        rank_zero_info(f"smaller network: {after} of {before} allocated parameters, {folder / 'shrunk.ckpt'}")
+        say(f"smaller network: {after} of {before} allocated parameters, {folder / 'shrunk.ckpt'}")
 
     # ------------------------------------------------------------------ state
 

@@ -16,14 +16,13 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
 from framework.compat import attached_trainer, averaged_models
-from framework.distributed import broadcast_tensors
+from framework.distributed import broadcast_tensors, say
 from framework.errors import CheckpointError
 from framework.lifecycle import LOSS_CHECK_EVERY, missing_contracts
 from framework.metrics import SampleMean
@@ -306,7 +305,7 @@ class BaseMethod(LightningModule):
         self._initialised = True
         epoch = settle_epoch(checkpoint)
         if epoch is not None:
-            rank_zero_info(f"The checkpoint was saved in the middle of epoch {epoch}: epoch {epoch} starts again.")
+            say(f"The checkpoint was saved in the middle of epoch {epoch}: epoch {epoch} starts again.")
         if (trainer := self.attached_trainer) is not None and trainer.state.fn == TrainerFn.FITTING:
             apply_changed_settings(checkpoint, self._build_optimizer, self.hparams)
 

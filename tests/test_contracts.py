@@ -99,7 +99,7 @@ def test_resuming_at_an_epoch_end_equals_the_uninterrupted_run(run, tiny, extra)
     pd.testing.assert_frame_equal(ends[0].loc[[2, 3]], ends[1])
 
 
-def test_resuming_in_the_middle_of_an_epoch_starts_it_again_and_says_so(run, tiny, caplog) -> None:
+def test_resuming_in_the_middle_of_an_epoch_starts_it_again_and_says_so(run, tiny, capsys) -> None:
     words = [*tiny, "--trainer.max_epochs=2"]
     middle = ["--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
               "--trainer.callbacks.every_n_train_steps=3",
@@ -107,9 +107,9 @@ def test_resuming_in_the_middle_of_an_epoch_starts_it_again_and_says_so(run, tin
     run("fit", *words, *middle, "--name=first")
     checkpoints = sorted(Path("runs/first/version_0/checkpoints").glob("step=*.ckpt"))
     assert [p.stem for p in checkpoints] == ["step=3", "step=6"]
-    with caplog.at_level("INFO"):
-        cli = run("fit", *words, "--name=second", "--ckpt_path", str(checkpoints[1]))
-    assert "middle of epoch 1: epoch 1 starts again" in caplog.text
+    capsys.readouterr()
+    cli = run("fit", *words, "--name=second", "--ckpt_path", str(checkpoints[1]))
+    assert "middle of epoch 1: epoch 1 starts again" in capsys.readouterr().out
     # 4 steps an epoch: 6 steps taken, then the whole second epoch
     assert cli.trainer.global_step == 10
 

@@ -5,11 +5,11 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from framework.distributed import say
 from framework.errors import ConfigError, DivergenceError
 from framework.figures import edge_strength_maps, outside_fractions, segmentation_panel, spline_curves
 from framework.method import ADAM, LOSS_CHECK_EVERY, BaseMethod, Batch, Split
@@ -140,7 +140,7 @@ class KMUNet(BaseMethod):
     def setup(self, stage: str) -> None:
         """Says how large the network is."""
         super().setup(stage)
-        rank_zero_info(f"{type(self).__name__}: {self.network.live_parameters()} live parameters")
+        say(f"{type(self).__name__}: {self.network.live_parameters()} live parameters")
 
     # ------------------------------------------------------------------ the method
 
