@@ -6,6 +6,7 @@ import pandas as pd
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from framework.distributed import run_folder
 from models.levels_of_experts.images import Images
 
 
