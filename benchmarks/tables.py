@@ -1,9 +1,10 @@
 """Writes the tables of the documentation from the CSV files in `results/`; no figure in a page is typed by hand.
 
-    python -m benchmarks.tables          # rewrite the pages
+    python -m benchmarks.tables          # rewrite the pages, redraw figures whose CSV has changed
     python -m benchmarks.tables --check  # exit 1 when a page does not match its CSV
 
-A page holds `<!-- table NAME -->` and `<!-- end -->`; what stands between them is the rendering of NAME.
+A page holds `<!-- table NAME -->` and `<!-- end -->`; what stands between them is the rendering of NAME. Figures
+(`<!-- figure NAME -->`) are those of `benchmarks.pictures`.
 """
 
 import argparse
@@ -13,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+
+from benchmarks import pictures
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -537,20 +540,30 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+def whole(page: Path) -> str:
+    """The page's text with every table and every figure as the CSV files have them."""
+    figures = "figures" if page.parent.name == "docs" else "docs/figures"
+    return pictures.render(render(page.read_text()), figures)
+
+
 def main() -> None:
+    """Writes or checks the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
+    if not check:
+        pictures.draw_tables(only_stale=True)
     stale = []
     for page in pages():
-        old = page.read_text()
-        new = render(old)
-        if new != old:
+        new = whole(page)
+        if new != page.read_text():
             stale.append(page.name)
             if not check:
                 page.write_text(new)
+    wrong = pictures.problems(pages())
     print(("differ from their CSV: " if check else "rewritten: ") + (", ".join(stale) or "none"))
-    sys.exit(int(check and bool(stale)))
+    print("\n".join(wrong), end="\n" if wrong else "")
+    sys.exit(int((check and bool(stale)) or bool(wrong)))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,52 @@
 
 import pytest
 
-from benchmarks.tables import _BLOCK, RENDERERS, pages, render
+from benchmarks import pictures
+from benchmarks.tables import _BLOCK, RENDERERS, pages, whole
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda p: p.name)
 def test_a_page_shows_exactly_what_its_csv_files_hold(page) -> None:
-    text = page.read_text()
-    assert render(text) == text, "run: python -m benchmarks.tables"
+    assert whole(page) == page.read_text(), "run: python -m benchmarks.tables"
 
 
 def test_every_table_is_shown_somewhere() -> None:
     shown = {match["name"] for page in pages() for match in _BLOCK.finditer(page.read_text())}
     assert shown == set(RENDERERS)
+
+
+def test_every_figure_is_drawn_recorded_shown_and_made_from_the_csv_as_it_is() -> None:
+    assert pictures.problems(pages()) == []
+
+
+def test_figures_are_small() -> None:
+    sizes = [path.stat().st_size for path in pictures.FIGURES.iterdir()]
+    assert sum(sizes) < pictures.LIMIT_BYTES
+
+
+def test_what_does_not_belong_together_is_found(tmp_path, monkeypatch) -> None:
+    table = pictures.FROM_TABLES["key_filters_operators"]
+    (tmp_path / "results").mkdir()
+    source = tmp_path / "results" / "key_filters_fits.csv"
+    source.write_text((pictures.RESULTS / "key_filters_fits.csv").read_text())
+    monkeypatch.setattr(pictures, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(pictures, "RECORD", tmp_path / "results" / "pictures.csv")
+    monkeypatch.setattr(pictures, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(pictures, "FROM_RUNS", {})
+    monkeypatch.setattr(pictures, "FROM_TABLES", {"key_filters_operators": table})
+    monkeypatch.setattr(pictures, "OVERVIEW", "key_filters_operators")
+    monkeypatch.setattr(pictures, "OVERVIEW_SOURCES", table.sources)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- figure key_filters_operators -->\n<!-- end -->\n")
+    assert pictures.draw_tables(only_stale=True) == ["key_filters_operators"]
+    assert pictures.draw_tables(only_stale=True) == []
+    assert pictures.problems([page]) == []
+    assert "![" in pictures.render(page.read_text(), "figures")
+    source.write_text(source.read_text().replace("0.580663", "0.590663"))
+    assert "its CSV files have changed" in pictures.problems([page])[0]
+    assert pictures.draw_tables(only_stale=True) == ["key_filters_operators"]
+    drawn = tmp_path / "figures" / "key_filters_operators.png"
+    drawn.write_bytes(drawn.read_bytes() + b"0")
+    assert "not the one that was drawn" in pictures.problems([page])[0]
+    page.write_text("nothing")
+    assert "not the same in" in pictures.problems([page])[0]

@@ -85,8 +85,9 @@ def speed_spectrum(speeds: Mapping[str, np.ndarray], title: str = "") -> Figure:
     histogram.set_xscale("log")
     histogram.set_xlabel("modulus of the speed")
     histogram.set_ylabel("number")
-    plane.legend(loc="upper right")
-    histogram.legend()
+    # below the axes, where they hide nothing
+    plane.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+    histogram.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     if title:
         figure.suptitle(title)
     return figure

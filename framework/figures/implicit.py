@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from framework.errors import DataError
 from framework.figures.style import PALETTE, bare, class_colors, new_figure
@@ -23,7 +24,9 @@ def reconstruction_panel(
         DataError: sequences of different lengths.
     """
     _check_lengths(originals, reconstructions, names)
-    figure, axes = new_figure(len(names), 4, 12.5, 2.4 * len(names) + 0.4)
+    aspect = max(o.shape[1] / o.shape[0] for o in originals)
+    figure, axes = new_figure(len(names), 4, 2.4 * (2 * aspect + 2) + 0.6, 2.4 * len(names) + 0.4)
+    axes[0, 0].get_gridspec().set_width_ratios([aspect, aspect, 1, 1])
     for row, (original, said, name) in enumerate(zip(originals, reconstructions, names, strict=True)):
         height, width = original.shape[:2]
         side = max(4, min(height, width) // 4)
@@ -34,10 +37,8 @@ def reconstruction_panel(
             bare(axis)
         axes[row, 0].set_ylabel(name)
         for axis in axes[row, :2]:
-            axis.plot(
-                [left, left + side, left + side, left, left], [top, top, top + side, top + side, top],
-                color=PALETTE[2], linewidth=0.8,
-            )  # fmt: skip
+            # a pixel reaches half a pixel to each side of its centre
+            axis.add_patch(Rectangle((left - 0.5, top - 0.5), side, side, fill=False, ec=PALETTE[2], linewidth=0.8))
         axes[row, 1].set_xlabel(f"{_psnr(original, said):.2f} dB")
     for axis, title in zip(axes[0], ("original", "reconstruction", "detail", "its reconstruction"), strict=True):
         axis.set_title(title)
