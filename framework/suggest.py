@@ -118,7 +118,7 @@ def _unknown_option(name: str, where: str, of: str, keys: Iterable[str], owners:
     last = name.rsplit(".", 1)[-1]
     known = [*owners[of]] if of in owners else [k for k in keys if k.rsplit(".", 1)[-1] != last or k == name]
     head = f"{where + ': ' if where else ''}{of + ': ' if of else ''}option '{last}' is not accepted"
-    near = nearest(name, known)
+    near = nearest_names(name, known)
     if near:
         return f"{head}\ndid you mean {' or '.join(near)}?"
     others = [owner for owner, names in owners.items() if last in names and owner != of]
