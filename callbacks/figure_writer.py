@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from framework.distributed import run_folder
 from framework.figures import training_curves
 from framework.nn.filters.replacement import evaluating
+from framework.outputs import optional_output
 from framework.protocols import DrawsFigures
 
 
@@ -81,11 +82,13 @@ class FigureWriter(Callback):
 def save_figure(trainer: Trainer, name: str, figure: Figure, dpi: int = 110) -> Path:
     """Writes `figures/NAME.png` into the run folder, and to TensorBoard when it is there. Rank 0 only."""
     path = run_folder(trainer) / "figures" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    with optional_output(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=dpi)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(name, figure, global_step=trainer.global_step, close=False)
+            with optional_output(f"TensorBoard's file in {logger.log_dir}"):
+                logger.experiment.add_figure(name, figure, global_step=trainer.global_step, close=False)
     return path
 
 

@@ -32,6 +32,7 @@ from framework.nn import (
     reference_statistics,
     swapped,
 )
+from framework.outputs import optional_output
 from framework.protocols import HasCalibration
 
 DEFAULT_BANKS = ("A", "B", "C1", "C2", "D1", "D2", "random", "k-lines", "sigma-network", "sigma-layer", "sigma-filter")
@@ -243,7 +244,8 @@ class FilterReplacement(Callback):
             return
         folder = run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
-        table.to_csv(folder / "filter_replacement.csv", index=False, float_format="%.6g")
+        with optional_output(folder / "filter_replacement.csv"):
+            table.to_csv(folder / "filter_replacement.csv", index=False, float_format="%.6g")
         layers = [name.removeprefix("network.") for name in self._convolutions]
         save_figure(trainer, "filter_replacement", replacement_figure(table))
         energy = {bank: torch.tensor(shares).numpy() for bank, shares in self._energies.items()}

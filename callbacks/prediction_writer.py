@@ -68,7 +68,9 @@ def _write(stem: Path, value: Tensor) -> None:
     array = value.detach().cpu().numpy()
     if array.dtype in (np.uint8, np.uint16) and (array.ndim == 2 or (array.ndim == 3 and array.shape[0] == 3)):
         io.imsave(
-            stem.with_suffix(".png"), array if array.ndim == 2 else array.transpose(1, 2, 0), check_contrast=False
+            stem.with_name(f"{stem.name}.png"),
+            array if array.ndim == 2 else array.transpose(1, 2, 0),
+            check_contrast=False,
         )
     else:
-        np.save(stem.with_suffix(".npy"), array)
+        np.save(stem.with_name(f"{stem.name}.npy"), array)

@@ -15,6 +15,7 @@ from framework.distributed import broadcast_tensors, ranks, say
 from framework.errors import ConfigError, DataError
 from framework.figures import segmentation_map_panel
 from framework.nn import equal_bins, kmeans_colours, luminance, map_bits, multi_otsu
+from framework.outputs import optional_output
 from framework.protocols import HasDatasets, NamesSamples, TakesSegmentation
 from framework.serialization import import_target
 
@@ -137,7 +138,9 @@ class SegmentationMaps(Callback):
         path = save_figure(
             trainer, "segmentation_maps", segmentation_map_panel(pictures, maps, self._classes, names, notes)
         )
-        pd.DataFrame(rows).round(4).to_csv(path.parent.parent / "segmentation_maps.csv", index=False)
+        table = path.parent.parent / "segmentation_maps.csv"
+        with optional_output(table):
+            pd.DataFrame(rows).round(4).to_csv(table, index=False)
 
     def _upright(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(H, W, 3) uint8 picture and (H, W) map as the image stands."""

@@ -7,10 +7,13 @@ Being callbacks, they hold whatever hooks a user's module overrides, with or wit
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from framework.best import BestSoFar
+from framework.checkpoints import WholeCheckpoints
 from framework.distributed import broadcast_buffers
 from framework.errors import DivergenceError
 from framework.protocols import MeetsData
@@ -138,8 +141,17 @@ class EqualBuffers(Callback):
             trainer.model.broadcast_buffers = self._before
 
 
+class WholeFiles(Callback):
+    """Checkpoints are written whole or not at all (`framework.checkpoints`), unless the user has a writer."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Takes the place of Lightning's writer."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+
+
 FIRST = (DataMeeting, EpochFigures)
-LAST = (FiniteLoss, SchedulerCatchUp, EqualBuffers)
+LAST = (FiniteLoss, SchedulerCatchUp, EqualBuffers, WholeFiles, BestSoFar)
 
 
 def missing_contracts(trainer: Trainer | None) -> list[Callback]:

@@ -26,7 +26,7 @@ from framework.distributed import broadcast_tensors, say
 from framework.errors import CheckpointError
 from framework.lifecycle import LOSS_CHECK_EVERY, missing_contracts
 from framework.metrics import SampleMean
-from framework.resume import apply_changed_settings, describe
+from framework.resume import apply_changed_settings, describe, settle_epoch
 from framework.serialization import NotPlain, class_path, factory, is_class, to_plain
 from framework.trust import check_stored_arguments
 
@@ -98,6 +98,8 @@ class BaseMethod(LightningModule):
     monitor_mode: Literal["min", "max"] = "min"
     #: whether `initialise` belongs before an evaluation too: weights that come from elsewhere than training
     evaluates_untrained: bool = False
+    #: arguments that a checkpoint's weights bring with them, so that nothing given with a checkpoint can change them
+    decided_by_state: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -399,26 +401,3 @@ _GUARDS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "on_load_checkpoint": _kept("_restore"),
     "configure_optimizers": _kept("_before_optimizer"),
 }
-
-
-def settle_epoch(checkpoint: dict[str, Any]) -> int | None:
-    """Edits a checkpoint's loop counters so that it stands exactly between two epochs.
-
-    One saved after its epoch's last step (during validation, say) counts that epoch as done; one saved in the middle of
-    an epoch starts that epoch again, because loaders are resumed by epoch, not by batch.
-
-    Returns:
-        the epoch that starts again, or None.
-    """
-    loop = checkpoint.get("loops", {}).get("fit_loop")
-    if loop is None:
-        return None
-    epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
-    started, finished = epochs["current"]["started"], epochs["current"]["processed"]
-    if started == finished:
-        return None
-    is_over = batches["is_last_batch"] and batches["current"]["processed"] == batches["current"]["ready"]
-    for counters in epochs.values():
-        counters.update(dict.fromkeys(counters, started if is_over else finished))
-    batches["is_last_batch"] = True
-    return None if is_over else int(finished)

@@ -22,6 +22,32 @@ Build = Callable[[Sequence[float] | None], tuple[Optimizer, LRScheduler | None]]
 _ARGUMENTS = ("lr_scheduler", "lr_interval")
 
 
+def settle_epoch(checkpoint: dict[str, Any]) -> int | None:
+    """Edits a checkpoint's loop counters so that it stands exactly between two epochs.
+
+    One saved after its epoch's last step (during validation, say) counts that epoch as done; one saved in the middle of
+    an epoch starts that epoch again, because loaders are resumed by epoch, not by batch.
+
+    Returns:
+        the epoch that starts again, or None.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop")
+    if loop is None:
+        return None
+    epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    started, finished = epochs["current"]["started"], epochs["current"]["processed"]
+    if started == finished:
+        # A stop inside an epoch (max_steps, max_time, should_stop) ends it, and Lightning counts it as done.
+        if not finished or not batches["current"]["ready"] or batches["is_last_batch"]:
+            return None
+        finished -= 1
+    is_over = batches["is_last_batch"] and batches["current"]["processed"] == batches["current"]["ready"]
+    for counters in epochs.values():
+        counters.update(dict.fromkeys(counters, started if is_over else finished))
+    batches["is_last_batch"] = True
+    return None if is_over else int(finished)
+
+
 def describe(optimizer: Optimizer, scheduler: LRScheduler | None, hparams: Mapping[str, Any]) -> dict[str, Any]:
     """Optimizer and scheduler as they stand before the first step, in plain form.
 

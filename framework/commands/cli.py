@@ -5,9 +5,9 @@ layer takes from another is printed. LightningCLI lets the checkpoint win silent
 """
 
 import argparse
-import contextlib
 import inspect
 import logging
+import os
 import sys
 import time
 import warnings
@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 import callbacks
 import datamodules
@@ -28,6 +28,7 @@ import framework
 import models
 from framework.commands.messages import in_chain
 from framework.commands.precedence import layer_arguments
+from framework.commands.run_folder import default_loggers, devices_of_torchrun, folder_without_logger
 from framework.commands.trainer_arguments import check_trainer
 from framework.commands.values import check_seed, check_values
 from framework.distributed import say
@@ -35,6 +36,7 @@ from framework.errors import ConfigError, FrameworkError
 from framework.lifecycle import missing_contracts
 from framework.method import BaseMethod
 from framework.suggest import shorten
+from framework.trust import class_named
 
 DEFAULT_SEED = 0
 RUNS = "runs"
@@ -123,6 +125,8 @@ class FrameworkCLI(LightningCLI):
         if self.layers.hparams is None:
             return
         final = yaml.safe_load(self.parser.dump(self.config, format="yaml"))[self.layers.verb].get("model", {})
+        chosen = class_named(final.get("class_path", ""))
+        self.layers.check_overrides(final.get("init_args", {}), getattr(chosen, "decided_by_state", ()))
         for line in self.layers.command_line_overrides(final.get("init_args", {})):
             say(line)
 
@@ -147,9 +151,16 @@ class FrameworkCLI(LightningCLI):
             raise ConfigError(
                 f"name: got {name}, expected a folder below {root}; trainer.default_root_dir names another"
             )
-        config["logger"] = default_loggers(config.get("logger"), str(root), name)
+        self.config[self.layers.verb]["name"] = name  # so that the saved configuration names its reruns
+        config |= devices_of_torchrun(config, os.environ)
+        claim = not config.get("fast_dev_run") and not config.get("barebones")
+        if config.get("logger") is False and claim:
+            config["default_root_dir"] = folder_without_logger(config.get("default_root_dir"), str(root), name)
+        config["logger"] = default_loggers(config.get("logger"), str(root), name, claim)
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
+        if self.layers.verb == "predict" and not any(isinstance(g, BasePredictionWriter) for g in given):
+            callbacks_ = [*callbacks_, callbacks.PredictionWriter()]
         every = callbacks_ + default_callbacks(self.model, [*given, *callbacks_])
         try:
             return super()._instantiate_trainer(config, every)
@@ -161,6 +172,16 @@ class FrameworkCLI(LightningCLI):
         if kwargs.get("weights_only", True) is None:
             kwargs["weights_only"] = True  # all our checkpoints hold tensors and plain types only
         return kwargs
+
+    def before_test(self) -> None:
+        """Says so when nothing that was trained is looked at."""
+        if self.layers.checkpoint is None and not getattr(self.model, "evaluates_untrained", False):
+            rank_zero_warn(
+                f"no --ckpt_path: {self.layers.verb} works with the initial, untrained weights; --ckpt_path best takes "
+                "those of the newest run"
+            )
+
+    before_validate = before_predict = before_test
 
     def after_fit(self) -> None:
         """Says where everything is and how long it took."""
@@ -180,30 +201,6 @@ class FrameworkCLI(LightningCLI):
     def after_test(self) -> None:
         """Says where everything is."""
         say(f"run folder: {self.trainer.log_dir}")
-
-
-def default_loggers(logger: Any, root: str, name: str) -> Any:
-    """CSV always, TensorBoard unless another logger is configured, in one versioned run folder `root/name/version_N`.
-
-    `logger: false` in the configuration turns all of it off.
-    """
-    if logger is False:
-        return False
-    given: list[Logger] = [] if logger in (None, True) else logger if isinstance(logger, list) else [logger]
-    if any(isinstance(g, CSVLogger) for g in given):
-        return given
-    version = next_version(Path(root, name))
-    csv = CSVLogger(root, name=name, version=version)
-    return [csv, *(given or [TensorBoardLogger(root, name=name, version=version, default_hp_metric=False)])]
-
-
-def next_version(folder: Path) -> str:
-    """`version_N` with the first N above every one in the folder."""
-    numbers = [-1]
-    for path in folder.glob("version_*"):
-        with contextlib.suppress(ValueError):
-            numbers.append(int(path.name.removeprefix("version_")))
-    return f"version_{max(numbers) + 1}"
 
 
 def default_callbacks(model: LightningModule, given: Sequence[Callback]) -> list[Callback]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,19 @@ class Layers:
         """One line for every hyper-parameter of the checkpoint that the parsed configuration `final` changed."""
         for key, stored, value in differences(self.hparams or {}, final):
             yield f"model.{key}: {value!r} from the command line (the checkpoint had {stored!r})"
+
+    def check_overrides(self, final: Mapping[str, Any], decided_by_state: Collection[str]) -> None:
+        """Refuses to change what the checkpoint's weights decide.
+
+        Raises:
+            ConfigError: names the argument and what to do.
+        """
+        for key, stored, value in differences(self.hparams or {}, final):
+            if key.split(".")[0] in decided_by_state:
+                raise ConfigError(
+                    f"model.{key}: the weights of the checkpoint were made with {stored!r} and bring it with them, so "
+                    f"{value!r} would change nothing; leave it out, or start without --ckpt_path"
+                )
 
 
 def layer_arguments(words: Sequence[str], verbs: Sequence[str], runs: Path) -> Layers:

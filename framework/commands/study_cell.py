@@ -18,8 +18,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from framework.commands.cli import RUNS, next_version
+from framework.commands.cli import RUNS
 from framework.commands.precedence import load_checkpoint
+from framework.commands.run_folder import next_version
 from framework.commands.study_plan import Cell, Study
 from framework.commands.study_record import RunRecord
 from framework.commands.study_rows import add_rows, keys_of, locked, read_rows

@@ -58,6 +58,7 @@ class KMUNet(BaseMethod):
         ConfigError: arguments that do not go together.
     """
 
+    decided_by_state = ("grid_size",)
     monitor = "val/dice"
     monitor_mode = "max"
 
