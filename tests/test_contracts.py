@@ -424,6 +424,7 @@ def test_the_real_command_gives_the_same_figures_on_two_processes(tmp_path, tiny
     ("kwargs", "message"),
     [
         ({"batch_size": 0}, r"data\.batch_size: expected at least 1, got 0"),
+        ({"eval_batch_size": 0}, r"data\.eval_batch_size: expected at least 1, got 0"),
         ({"num_workers": -1}, r"data\.num_workers"),
         ({"seed": -1}, r"data\.seed"),
     ],

@@ -89,19 +89,7 @@ class KMUNet(BaseMethod):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler, lr_interval)
-        if num_classes < 2 or in_channels < 1:
-            raise ConfigError(
-                f"model.num_classes, model.in_channels: expected at least 2 and 1, got {num_classes} and {in_channels}"
-            )
-        if loss not in get_args(Loss):
-            raise ConfigError(f"model.loss: expected one of {', '.join(get_args(Loss))}, got {loss!r}")
-        if (class_weights is not None) != loss.startswith("weighted") or len(class_weights or [0] * num_classes) != (
-            num_classes
-        ):
-            raise ConfigError(
-                f"model.class_weights: expected {num_classes} weights with a weighted loss and none otherwise, got "
-                f"{class_weights!r} with loss {loss}"
-            )
+        _check_task(in_channels, num_classes, loss, class_weights)
         self.num_classes, self.ignore_index, self.loss = num_classes, ignore_index, loss
         weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights / weights.mean(), persistent=False)
@@ -295,3 +283,19 @@ def first_not_finite(network: nn.Module, image: Tensor, front: nn.Module | None 
         for handle in handles:
             handle.remove()
     return f"layer network.{found[0]} gives the first NaN or infinite value" if found else "no layer repeats it"
+
+
+def _check_task(in_channels: int, num_classes: int, loss: str, class_weights: list[float] | None) -> None:
+    if num_classes < 2 or in_channels < 1:
+        raise ConfigError(
+            f"model.num_classes, model.in_channels: expected at least 2 and 1, got {num_classes} and {in_channels}"
+        )
+    if loss not in get_args(Loss):
+        raise ConfigError(f"model.loss: expected one of {', '.join(get_args(Loss))}, got {loss!r}")
+    if (class_weights is not None) != loss.startswith("weighted") or len(class_weights or [0] * num_classes) != (
+        num_classes
+    ):
+        raise ConfigError(
+            f"model.class_weights: expected {num_classes} weights with a weighted loss and none otherwise, got "
+            f"{class_weights!r} with loss {loss}"
+        )

@@ -158,9 +158,7 @@ class KOriginsUNet(nn.Module):
     ) -> None:
         super().__init__()
         convolutions, pools = _family(rfl)
-        for name, value in {"in_channels": in_channels, "num_classes": num_classes, "width": width}.items():
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; expected at least 1.")
+        _at_least_one(in_channels=in_channels, num_classes=num_classes, width=width)
         if origins is None and deep_origins is not None:
             raise ConfigError(f"deep_origins is {deep_origins} but origins is None; give origins, or leave both out.")
         if origins is not None and widen is not None:
@@ -199,12 +197,7 @@ class KOriginsUNet(nn.Module):
             self.decoder.append(_conv_block(filters + widths[level], [filters] * convolutions, None, batch_norm))
             channels = filters
         self.head = nn.Conv2d(channels, num_classes, 1)
-
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                nn.init.xavier_uniform_(module.weight, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        _glorot_(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Segment images.
@@ -275,3 +268,17 @@ class KOriginsUNet(nn.Module):
             if isinstance(first, KOriginsConv):
                 block[0] = fold_korigins(first.korigins, first.conv)
         return folded
+
+
+def _at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; expected at least 1.")
+
+
+def _glorot_(network: nn.Module, generator: torch.Generator | None) -> None:
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
