@@ -237,7 +237,8 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
         state = checkpoint["state_dict"]
         state.update(self.unaveraged_state())  # under weight averaging the state is that of a copy, which has its own
         map_image_rows(checkpoint, len(self.images.own_names), lambda rows: self.images.gather(rows, self.device))
-        state.pop("anchor", None)
+        for stored in (state, checkpoint.get("current_model_state", {})):
+            stored.pop("anchor", None)
         checkpoint["images"] = {
             "names": self.names,
             "sizes": self.sizes,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 
 from callbacks import SegmentationMaps
 from datamodules import KodakDataModule
@@ -121,3 +121,19 @@ def test_validate_then_fit_then_test_with_one_module(pictures: Path) -> None:
     trainer.test(model, data, verbose=False)
     Trainer(**options, callbacks=[SegmentationMaps()]).fit(model, data)
     assert [step for step, _ in model.history] == [3, 3]
+
+
+def test_averaging_on_two_processes_is_that_of_one_and_resumes(pictures: Path, tmp_path: Path) -> None:
+    def last_of(name: str, epochs: int, **options: Any) -> dict[str, Any]:
+        keep = ModelCheckpoint(tmp_path / name, filename="last", save_on_train_epoch_end=True)
+        options |= {"callbacks": [EMAWeightAveraging(decay=0.9), SegmentationMaps(), keep]}
+        fit(make_model(lr=1e-3), pictures, steps=3, epochs=epochs, enable_checkpointing=True, **options)
+        return torch.load(tmp_path / name / "last.ckpt", weights_only=True)
+
+    one, two = last_of("one", 2), last_of("two", 2, strategy="ddp_fork", devices=2)
+    resumed, whole = last_of("resumed", 3, ckpt_path=str(tmp_path / "two" / "last.ckpt")), last_of("whole", 3)
+    for a, b in ((one, two), (whole, resumed)):
+        for part in ("state_dict", "current_model_state"):
+            assert a[part].keys() == b[part].keys()
+            for key, value in a[part].items():
+                torch.testing.assert_close(value, b[part][key], rtol=0, atol=1e-6, msg=f"{part} {key}")
