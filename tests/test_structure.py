@@ -37,7 +37,7 @@ TOO_LONG: dict[str, int] = {
     "datamodules/segmentation.py::SegmentationDataModule": 260,
     "datamodules/segmentation.py::__init__": 70,
     "benchmarks/finola_study.py::reconstruction": 76,
-    "benchmarks/tables.py": 557,
+    "benchmarks/tables.py": 570,
 }
 
 

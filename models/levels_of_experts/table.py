@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from framework.distributed import run_folder
+from framework.outputs import optional_output
 from models.levels_of_experts.images import Images
 
 
@@ -50,5 +51,6 @@ def write_table(trainer: Trainer, table: pd.DataFrame) -> None:
     if not trainer.loggers or getattr(trainer, "fast_dev_run", False):
         return
     folder = run_folder(trainer)
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "images.csv", index=False)
+    with optional_output(folder / "images.csv"):
+        folder.mkdir(parents=True, exist_ok=True)
+        table.to_csv(folder / "images.csv", index=False)
