@@ -31,12 +31,11 @@ def overview(runs: Runs, tables: Mapping[str, pd.DataFrame]) -> Figure:
         "Master key filters": lambda part: _master_key(part, tables),
         "FINOLA": lambda part: _finola(part, runs["finola"]),
     }
-    look = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9}
+    look: Any = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9}
     with rc_context(look), torch.no_grad():
         figure = Figure(figsize=(15, 6.2), layout="constrained", facecolor="white")
-        for part, (name, draw) in zip(
-            np.atleast_1d(figure.subfigures(1, 5, wspace=0.03)), columns.items(), strict=True
-        ):
+        parts: Any = figure.subfigures(1, 5, wspace=0.03)
+        for part, (name, draw) in zip(np.atleast_1d(parts), columns.items(), strict=True):
             part.suptitle(name, fontsize=13, fontweight="bold")
             draw(part)
     return figure
@@ -126,7 +125,8 @@ def _levels_of_experts(part: SubFigure, run: Any) -> None:
 
 
 def _master_key(part: SubFigure, tables: Mapping[str, pd.DataFrame]) -> None:
-    upper, lower = part.subfigures(2, 1)
+    halves: Any = part.subfigures(2, 1)
+    upper, lower = halves
     axis = upper.subplots()
     table = tables["key_filters_replacement"].query("network == 'mobilenetv2'")
     table = table.assign(top1=pd.to_numeric(table["top1"]), bank=table["bank"].str.replace(r"-\d+$", "", regex=True))
@@ -157,7 +157,8 @@ def _master_key(part: SubFigure, tables: Mapping[str, pd.DataFrame]) -> None:
 
 
 def _finola(part: SubFigure, run: Any) -> None:
-    upper, lower = part.subfigures(2, 1)
+    halves: Any = part.subfigures(2, 1)
+    upper, lower = halves
     model, batch = _batch(run)
     made = model.predict_step(batch, 0)["reconstruction"]
     cells = upper.subplots(2, 2)
