@@ -19,6 +19,7 @@ from benchmarks.device.count import Launches
 from benchmarks.device.methods import METHODS, Batch, on_device, prepared, stepper, whole_images
 from framework.method import BaseMethod
 from models import KMUNet, LevelsOfExperts
+from models.levels_of_experts.per_image import PerImage
 from tests.helpers.accelerator import Accelerator
 
 
@@ -52,7 +53,9 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore", ".*self.trainer.*")
     args.out.unlink(missing_ok=True)
-    KMUNet._check_finite = lambda *_: None  # type: ignore[method-assign]  # without a Trainer it looks at every step
+    # without a Trainer they look at every step
+    KMUNet._check_finite = lambda *_: None  # type: ignore[method-assign]
+    PerImage._freeze_diverged = lambda *_: None  # type: ignore[method-assign]
     makes: dict[str, Callable[[], tuple[BaseMethod, Batch]]] = {
         name: lambda name=name: prepared(name, small=True)  # type: ignore[misc]
         for name in METHODS

@@ -10,6 +10,7 @@ from torch import Tensor
 from framework.method import BaseMethod
 from framework.nn import coordinate_grid
 from models import FinolaAutoencoder, KMUNet, KOriginsSegmentation, LevelsOfExperts, MaskedFinola, MasterKeyClassifier
+from models.levels_of_experts.per_image import PerImage
 
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3, foreach=True)
 Batch = dict[str, Any]
@@ -158,6 +159,10 @@ def on_device(method: BaseMethod, batch: Batch, device: str) -> Batch:
 def stepper(method: BaseMethod, batch: Batch) -> Callable[[], None]:
     """A training step as Lightning takes it, the figures counted, without its loop and loggers."""
     optimizer = method._build_optimizer()[0]
+    if isinstance(method, LevelsOfExperts):
+        per_image = PerImage()  # what its run has around the optimizer
+        optimizer.register_step_pre_hook(functools.partial(per_image._before_step, method))
+        optimizer.register_step_post_hook(functools.partial(per_image._after_step, method))
 
     def step() -> None:
         loss = method.training_step(batch, 0)

@@ -24,6 +24,7 @@ from framework.metrics import ImagePSNR, Reduction, squared_error_8bit, to_8bit
 from framework.nn import clip_segments, coordinate_grid
 from framework.nn.coordinates.experts import Bias
 from models.levels_of_experts.maps import check_maps, classes_of, map_costs
+from models.levels_of_experts.memory import RowsAtOnce, choose_rows
 from models.levels_of_experts.network import LevelsOfExpertsNetwork
 from models.levels_of_experts.rows import (
     MAP,
@@ -66,7 +67,7 @@ class LevelsOfExperts(NetworkPerImage):
             `plateau_factor`, image by image; None: never.
         plateau_factor: see `plateau_patience`.
         rows_at_once: pixels per image whose activations are kept at a time in training; more are recomputed in the
-            backward pass. None: all.
+            backward pass. `auto`: as many as fit into the device's free memory. None: all.
         weights: what validate, test and predict use: the `last` iterate, or every image's `best` evaluated one.
         scale: predict's resolution, as a factor on height and width.
         seed: of the initial weights, together with the image's name.
@@ -96,7 +97,7 @@ class LevelsOfExperts(NetworkPerImage):
         exact_tiles: bool = True,
         plateau_patience: int | None = None,
         plateau_factor: float = 0.5,
-        rows_at_once: int | None = None,
+        rows_at_once: RowsAtOnce = "auto",
         weights: Literal["last", "best"] = "last",
         scale: float = 1.0,
         seed: int = 0,
@@ -113,6 +114,7 @@ class LevelsOfExperts(NetworkPerImage):
         self.keep_unaveraged("segmentation_maps", None)
         self._moved: LastOf[Batch] = LastOf()
         self._rows: LastOf[Rows] = LastOf()
+        self._fitting: int | None = None
 
     def build_networks(self, names: Sequence[str]) -> nn.Module:
         """One network for each name, drawn from (seed, name)."""
@@ -189,6 +191,15 @@ class LevelsOfExperts(NetworkPerImage):
         """(B, N, in) rows in nested order and their segments -> (B, N, 3) RGB in [-1, 1], by those networks."""
         return self.call_networks(networks, inputs, segments)
 
+    def _rows_of_a_pass(self, rows: Rows) -> int | None:
+        """`rows_at_once`, chosen and said at the first batch where it is `auto`."""
+        if self.rows_at_once != "auto":
+            return self.rows_at_once
+        if self._fitting is None:
+            network = cast(LevelsOfExpertsNetwork, self.network)
+            self._fitting = choose_rows(network, rows.inputs.shape[1], rows.inputs.device)
+        return self._fitting
+
     def _forward_in_parts(self, rows: Rows, size: int | None, keep: bool) -> Tensor:
         total = rows.inputs.shape[1]
         if size is None or size >= total:
@@ -207,7 +218,7 @@ class LevelsOfExperts(NetworkPerImage):
     def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
         """Mean squared error per image over all pixels and channels on [-1, 1]; `loss` is their mean over images."""
         rows = self._prepare(batch)
-        out = self._forward_in_parts(rows, self.rows_at_once, keep=split == "train")
+        out = self._forward_in_parts(rows, self._rows_of_a_pass(rows), keep=split == "train")
         losses = (out - rows.target).square().mean((1, 2))
         good = losses.detach().isfinite() & (losses.detach() < DIVERGED_LOSS)
         # A diverged image must not spoil the others' figure, nor their gradients.

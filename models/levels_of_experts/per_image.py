@@ -32,6 +32,7 @@ class PerImage(Callback):
         self._hooks: list[Any] = []
         self._epoch_losses: Tensor | float = 0.0
         self._before: list[Tensor] = []
+        self._on_device: tuple[Tensor, Tensor, Tensor] | None = None
         self.threads = Threads()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -43,7 +44,7 @@ class PerImage(Callback):
         self.threads.give_back()
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
+        self._hooks, self._on_device = [], None
 
     # ------------------------------------------------------------------ steps
 
@@ -69,13 +70,12 @@ class PerImage(Callback):
         self._freeze_diverged(pl_module, None)
 
     def _before_step(self, module: "NetworkPerImage", optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        slowed = self._slowed(module)
+        slowed, _ = self._rates(module)
         self._before = [p.detach()[slowed] for p in module.network.parameters()] if len(slowed) else []
 
     def _after_step(self, module: "NetworkPerImage", optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Scales the step image by image; exact for optimizers whose update is proportional to the learning rate."""
-        slowed = self._slowed(module)
-        factor = module.progress["learning_rate_factor"].to(module.device)[slowed]
+        slowed, factor = self._rates(module)
         with torch.no_grad():
             for parameter, old in zip(module.network.parameters(), self._before, strict=False):
                 rate = factor.view(-1, *[1] * (old.dim() - 1))
@@ -83,9 +83,13 @@ class PerImage(Callback):
         self._before = []
         self._freeze_diverged(module, optimizer)
 
-    @staticmethod
-    def _slowed(module: "NetworkPerImage") -> Tensor:
-        return (module.progress["learning_rate_factor"] != 1).nonzero().flatten().to(module.device)
+    def _rates(self, module: "NetworkPerImage") -> tuple[Tensor, Tensor]:
+        """Images whose rate is not the optimizer's, and their factors; copied to the device when one changes only."""
+        factors = module.progress["learning_rate_factor"]
+        if self._on_device is None or not torch.equal(self._on_device[0], factors):
+            slowed = (factors != 1).nonzero().flatten()
+            self._on_device = (factors.clone(), slowed.to(module.device), factors[slowed].to(module.device))
+        return self._on_device[1:]
 
     # ------------------------------------------------------------------ divergence
 

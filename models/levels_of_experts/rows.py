@@ -90,7 +90,13 @@ def _expert_index(kind: Expert, offset: float, coords: Tensor, labels: Tensor) -
 
 
 def check_arguments(
-    experts: list, offsets: Any, classes: int, patience: Any, factor: float, rows: int | None, scale: float
+    experts: list,
+    offsets: Any,
+    classes: int,
+    patience: Any,
+    factor: float,
+    rows: int | Literal["auto"] | None,
+    scale: float,
 ) -> None:
     if not experts or any(not (k is None or k == MAP or (isinstance(k, int | float) and k > 0)) for k in experts):
         raise ConfigError(f"model.experts: expected for every layer a number above 0, 'map' or null, got {experts}")
@@ -103,8 +109,8 @@ def check_arguments(
             "model.plateau_patience, model.plateau_factor: expected epochs of 0 or more and a factor between 0 and 1, "
             f"got {patience} and {factor}"
         )
-    if rows is not None and rows < 1:
-        raise ConfigError(f"model.rows_at_once: expected at least 1, got {rows}")
+    if rows is not None and rows != "auto" and rows < 1:
+        raise ConfigError(f"model.rows_at_once: expected at least 1, auto or null, got {rows}")
     if not scale > 0:
         raise ConfigError(f"model.scale: expected a factor above 0, got {scale}")
 
