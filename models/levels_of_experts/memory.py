@@ -4,6 +4,7 @@ from typing import Literal, cast
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.memory import SHARE, free_bytes, gib
@@ -66,6 +67,26 @@ def rows_that_fit(network: LevelsOfExpertsNetwork, rows: int, device: torch.devi
     fitting = least + int((SHARE * free - needed) / per_row)
     passes = -(-rows // fitting)
     return -(-rows // passes)  # passes of one size
+
+
+class RowsOfAPass:
+    """`rows_at_once`, where it is `auto` chosen at the first batch for what is free then, and said.
+
+    Attributes:
+        chosen: pixels per image at a time; None before the first batch, and where it was not for `auto` to choose.
+    """
+
+    def __init__(self, rows_at_once: RowsAtOnce) -> None:
+        self.rows_at_once = rows_at_once
+        self.chosen: int | None = None
+
+    def __call__(self, network: nn.Module, inputs: Tensor) -> int | None:
+        """Pixels per image at a time for inputs (B, N, in); None: all."""
+        if self.rows_at_once != "auto":
+            return self.rows_at_once
+        if self.chosen is None:
+            self.chosen = choose_rows(cast(LevelsOfExpertsNetwork, network), inputs.shape[1], inputs.device)
+        return self.chosen
 
 
 def choose_rows(network: LevelsOfExpertsNetwork, rows: int, device: torch.device) -> int:

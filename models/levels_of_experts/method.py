@@ -24,7 +24,7 @@ from framework.metrics import ImagePSNR, Reduction, squared_error_8bit, to_8bit
 from framework.nn import clip_segments, coordinate_grid
 from framework.nn.coordinates.experts import Bias
 from models.levels_of_experts.maps import check_maps, classes_of, map_costs
-from models.levels_of_experts.memory import RowsAtOnce, choose_rows
+from models.levels_of_experts.memory import RowsAtOnce, RowsOfAPass
 from models.levels_of_experts.network import LevelsOfExpertsNetwork
 from models.levels_of_experts.rows import (
     MAP,
@@ -109,12 +109,11 @@ class LevelsOfExperts(NetworkPerImage):
         check_arguments(experts, offsets, classes, plateau_patience, plateau_factor, rows_at_once, scale)
         self.experts, self.offsets, self.classes = experts, offsets or [0.0] * len(experts), classes
         self.class_input, self.exact_tiles = class_input, exact_tiles
-        self.rows_at_once, self.scale = rows_at_once, scale
+        self.rows_at_once, self.scale, self._pass = rows_at_once, scale, RowsOfAPass(rows_at_once)
         self.network_arguments: dict[str, Any] = {"width": width, "w0": w0, "bias": bias, "seed": seed}
         self.keep_unaveraged("segmentation_maps", None)
         self._moved: LastOf[Batch] = LastOf()
         self._rows: LastOf[Rows] = LastOf()
-        self._fitting: int | None = None
 
     def build_networks(self, names: Sequence[str]) -> nn.Module:
         """One network for each name, drawn from (seed, name)."""
@@ -191,15 +190,6 @@ class LevelsOfExperts(NetworkPerImage):
         """(B, N, in) rows in nested order and their segments -> (B, N, 3) RGB in [-1, 1], by those networks."""
         return self.call_networks(networks, inputs, segments)
 
-    def _rows_of_a_pass(self, rows: Rows) -> int | None:
-        """`rows_at_once`, chosen and said at the first batch where it is `auto`."""
-        if self.rows_at_once != "auto":
-            return self.rows_at_once
-        if self._fitting is None:
-            network = cast(LevelsOfExpertsNetwork, self.network)
-            self._fitting = choose_rows(network, rows.inputs.shape[1], rows.inputs.device)
-        return self._fitting
-
     def _forward_in_parts(self, rows: Rows, size: int | None, keep: bool) -> Tensor:
         total = rows.inputs.shape[1]
         if size is None or size >= total:
@@ -218,7 +208,7 @@ class LevelsOfExperts(NetworkPerImage):
     def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
         """Mean squared error per image over all pixels and channels on [-1, 1]; `loss` is their mean over images."""
         rows = self._prepare(batch)
-        out = self._forward_in_parts(rows, self._rows_of_a_pass(rows), keep=split == "train")
+        out = self._forward_in_parts(rows, self._pass(self.network, rows.inputs), keep=split == "train")
         losses = (out - rows.target).square().mean((1, 2))
         good = losses.detach().isfinite() & (losses.detach() < DIVERGED_LOSS)
         # A diverged image must not spoil the others' figure, nor their gradients.

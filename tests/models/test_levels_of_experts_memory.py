@@ -59,13 +59,13 @@ def test_auto_takes_parts_where_memory_is_short_and_the_losses_stay(
     folder = write_pictures(tmp_path / "pictures", ["a", "b"])
     whole = make_model()
     fit(whole, folder, steps=3, epochs=1)
-    assert whole._fitting == 16 * 24
+    assert whole._pass.chosen == 16 * 24
     monkeypatch.setattr(memory, "LEAST_ROWS", 8)
     needed = step_bytes(whole.network, 16 * 24, 100, CPU)  # type: ignore[arg-type]
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(needed / memory.SHARE) + 1)
     parts = make_model()
     with caplog.at_level("INFO"):
         fit(parts, folder, steps=3, epochs=1)
-    assert parts._fitting == 96  # four passes of one size
+    assert parts._pass.chosen == 96  # four passes of one size
     assert "96 at a time (model.rows_at_once)" in caplog.text
     torch.testing.assert_close(parts.losses, whole.losses, rtol=1e-5, atol=1e-6)
