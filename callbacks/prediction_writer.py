@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from skimage import io
-from torch import Tensor
 
+from framework.distributed import gather_lists
 from framework.errors import ConfigError
-from framework.protocols import NamesSamples
+from framework.protocols import NamesSamples, WritesPredictions
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -19,7 +20,8 @@ class PredictionWriter(BasePredictionWriter):
 
     A uint8 or uint16 tensor (B, H, W) or (B, 3, H, W) becomes `INDEX_KEY.png`, anything else `INDEX_KEY.npy`. The
     index is the sample's unique id, so that many processes write into one folder without meeting. A data module with
-    `sample_name(index)` replaces INDEX by the sample's name.
+    `sample_name(index)` replaces INDEX by the sample's name, and one with `write_prediction` writes masks in its own
+    way; what it measures becomes `objects.csv`.
 
     Args:
         output_dir: target folder; None: `predictions` in the run folder.
@@ -31,9 +33,9 @@ class PredictionWriter(BasePredictionWriter):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Decides the folder; the same on every rank."""
-        self._folder = Path(self.output_dir or Path(trainer.log_dir or trainer.default_root_dir) / "predictions")
+        self.folder = Path(self.output_dir or Path(trainer.log_dir or trainer.default_root_dir) / "predictions")
         if stage == "predict":
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def write_on_batch_end(
         self,
@@ -61,16 +63,32 @@ class PredictionWriter(BasePredictionWriter):
             if key == "index":
                 continue
             for index, value in zip(prediction["index"].tolist(), values, strict=True):
-                _write(self._folder / f"{name(index)}_{key}", value)
+                array = value.detach().cpu().numpy()
+                if not (isinstance(data, WritesPredictions) and data.write_prediction(self.folder, index, key, array)):
+                    _write(self.folder, f"{name(index)}_{key}", array)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts together what the ranks have measured, as `objects.csv`.
+
+        Raises:
+            ConfigError: the file is there already.
+        """
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, WritesPredictions):
+            return
+        rows = gather_lists(data.take_measurements())
+        path = self.folder / "objects.csv"
+        if trainer.is_global_zero and rows:
+            if path.exists():
+                raise ConfigError(
+                    f"{path} is there already, and no file is replaced; give another output_dir or move it"
+                )
+            pd.DataFrame(rows).to_csv(path, index=False)
 
 
-def _write(stem: Path, value: Tensor) -> None:
-    array = value.detach().cpu().numpy()
+def _write(folder: Path, name: str, array: np.ndarray) -> None:
     if array.dtype in (np.uint8, np.uint16) and (array.ndim == 2 or (array.ndim == 3 and array.shape[0] == 3)):
-        io.imsave(
-            stem.with_name(f"{stem.name}.png"),
-            array if array.ndim == 2 else array.transpose(1, 2, 0),
-            check_contrast=False,
-        )
+        pixels = array if array.ndim == 2 else array.transpose(1, 2, 0)
+        io.imsave(folder / f"{name}.png", pixels, check_contrast=False)
     else:
-        np.save(stem.with_name(f"{stem.name}.npy"), array)
+        np.save(folder / f"{name}.npy", array)

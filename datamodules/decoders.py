@@ -1,5 +1,6 @@
 """What a format says of its pixels: TIFF by tifffile, deep PNG by imagecodecs, OME-Zarr by zarr, the rest by Pillow."""
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ def _tiff(path: Path) -> Picture:
         shape, axes, turned = _turned_header(shape, axes, turn)
         if kind == "SEPARATED":
             shape = tuple(3 if a == "S" else n for n, a in zip(shape, axes, strict=True))
+        plain = turned is _same and kind != "SEPARATED" and file.series[0].ndim == len(axes)
         dtype = np.dtype(page.dtype)
         return Picture(
             path=path,
@@ -66,6 +68,7 @@ def _tiff(path: Path) -> Picture:
             palette=_tiff_palette(page) if kind == "PALETTE" else None,
             white_is_zero=kind == "MINISWHITE",
             pixel_size=_tiff_pixel_size(file, page),
+            window=_tiff_window(path, axes) if plain else None,
         )
 
 
@@ -116,6 +119,26 @@ def _tiff_decoder(path: Path, turned: Callable[[np.ndarray], np.ndarray], cmyk: 
         return turned(pixels)
 
     return decode
+
+
+def _tiff_window(path: Path, axes: str) -> Callable[[int, int, int, int], np.ndarray]:
+    """Rows and columns: of the mapped file where it is not compressed, else of the tiles or strips that hold them."""
+
+    def window(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        import tifffile
+
+        sides = {"Y": slice(y0, y1), "X": slice(x0, x1)}
+        where = tuple(sides.get(a, slice(None)) for a in axes)
+        with contextlib.suppress(ValueError):  # compressed
+            return np.array(tifffile.memmap(path, mode="r")[where])
+        try:
+            import zarr
+        except ImportError:  # an extra
+            return _tiff_decoder(path, _same, False)()[where]
+        with tifffile.imread(path, aszarr=True, level=0) as store:
+            return np.asarray(zarr.open_array(store, mode="r")[where])
+
+    return window
 
 
 def _from_cmyk(path: Path, pixels: np.ndarray, axes: str) -> np.ndarray:

@@ -100,12 +100,15 @@ def image_of(
     colour = picture.colour
     if picture.palette is not None:
         samples, colour = _from_palette(picture, samples[0])
-    elif picture.alpha:
-        samples = samples[:-1]
     values = samples.astype(np.float32)
     if not np.isfinite(values).all():
         raise DataError(f"data: {path} holds NaN or infinite values")
-    return np.ascontiguousarray(_chosen(values, channels, colour, path))
+    if channels == 1 and colour and len(values) - picture.alpha == 3:
+        # of interleaved pixels, alpha among them: the order of the sum decides the last bit
+        return np.ascontiguousarray(
+            (np.ascontiguousarray(values.transpose(1, 2, 0))[..., :3] @ BT601).transpose(2, 0, 1)
+        )
+    return np.ascontiguousarray(choose_channels(values[: len(values) - picture.alpha], channels, path))
 
 
 def _from_palette(picture: Picture, indices: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -116,7 +119,12 @@ def _from_palette(picture: Picture, indices: np.ndarray) -> tuple[np.ndarray, bo
     return palette[indices][..., :3].transpose(2, 0, 1), True
 
 
-def _chosen(values: np.ndarray, channels: int | list[int] | None, colour: bool, path: Path) -> np.ndarray:
+def choose_channels(values: np.ndarray, channels: int | list[int] | None, path: Path | str) -> np.ndarray:
+    """The channels of (N, H, W) that a sample takes: all, a list of them, one repeated to three.
+
+    Raises:
+        DataError: it has other channels than asked for; `path` names it.
+    """
     count = len(values)
     if isinstance(channels, list):
         if max(channels) >= count:
@@ -124,8 +132,6 @@ def _chosen(values: np.ndarray, channels: int | list[int] | None, colour: bool, 
         return values[channels]
     if channels is None or channels == count:
         return values
-    if channels == 1 and colour and count == 3:
-        return (np.ascontiguousarray(values.transpose(1, 2, 0)) @ BT601).transpose(2, 0, 1)
     if channels == 3 and count == 1:
         return np.repeat(values, 3, 0)
     raise DataError(

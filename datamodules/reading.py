@@ -1,5 +1,6 @@
 """How files become samples: the settings that belong to a trained network as much as its weights."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -91,7 +92,7 @@ class Reading:
         """As YAML types."""
         return asdict(self)
 
-    def take_over(self, other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    def take_over(self, other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Becomes another contract in place; returns what changed: name -> (was, is)."""
         known = {f.name for f in fields(self)}
         new = Reading(**{key: value for key, value in other.items() if key in known})

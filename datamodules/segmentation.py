@@ -1,20 +1,25 @@
 """Any folder of images and masks as a data module."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from torch.utils.data import Dataset
 
 from datamodules.io import open_picture
-from datamodules.masks import IGNORED
-from datamodules.pairing import Pair, find_pairs, from_file, in_blocks, in_folds, pictures_in
-from datamodules.planes import count_slices
+from datamodules.pairing import Pair
+from datamodules.planes import image_of
+from datamodules.predictions import label_image, measure, write_label_image
 from datamodules.reading import MasksAre, Normalize, Reading, Slices
 from datamodules.segmentation_data import Augmentation, SegmentationFiles
+from datamodules.splits import Splits
+from datamodules.statistics import channel_statistics, class_statistics
 from framework.data import BaseDataModule
+from framework.distributed import say
 from framework.errors import ConfigError, DataError
+from framework.serialization import class_path
 
 
 class SegmentationDataModule(BaseDataModule):
@@ -119,39 +124,29 @@ class SegmentationDataModule(BaseDataModule):
         )
         if crop is not None and crop < 1:
             raise ConfigError(f"data.crop: expected at least 1, got {crop}")
-        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise ConfigError(
-                f"data.val_fraction, data.test_fraction: expected shares with a sum below 1, got {val_fraction} and "
-                f"{test_fraction}"
-            )
         if min(rotate, scale, elastic, intensity) < 0:
             raise ConfigError("data.rotate, data.scale, data.elastic, data.intensity: expected 0 or more")
-        if fold is not None and not (folds >= 3 and 0 <= fold < folds):
-            raise ConfigError(
-                f"data.fold, data.folds: expected at least 3 folds and a fold below, got {fold} of {folds}"
-            )
-        if fold is not None and split_file is not None:
-            raise ConfigError("data.fold, data.split_file: give one of the two")
         self.root = Path(root)
-        self.images, self.masks, self.predict_images, self.split_file = images, masks, predict_images, split_file
-        self.val_fraction, self.test_fraction, self.train_images = val_fraction, test_fraction, train_images
-        self.fold, self.folds = fold, folds
+        self.splits = Splits(
+            self.root, images, masks, predict_images, split_file, val_fraction, test_fraction, train_images, fold, folds
+        )
         self.crop, self.cache = crop, cache
         self.augmentation = Augmentation(flip, rotate, scale, elastic, intensity)
+        self._measured: list[pd.DataFrame] = []
 
     # ------------------------------------------------------------------ datasets
 
     def configure_dataset(self, split: Literal["train", "val", "test", "predict"]) -> Dataset:
         """The files of a split; augmented in training."""
         training = split == "train"
-        pairs = self._pairs(split)
+        pairs = self.splits.pairs(split, self.reading)
         if not pairs:
             raise DataError(
                 f"data: the {split} split is empty; see data.split_file, data.val_fraction, data.test_fraction"
             )
         self._check_sizes(pairs, self.batch_size if training else self.eval_batch_size, training)
-        if self.reading.normalize == "dataset" and self.reading.mean is None:
-            self._set_statistics()
+        if training:
+            self._know_channels()
         augmentation = self.augmentation if training else None
         return SegmentationFiles(
             pairs, self.reading, augmentation, self.crop if training else None, self.seed, self.cache
@@ -164,48 +159,6 @@ class SegmentationDataModule(BaseDataModule):
     def _predicted(self) -> dict[int, Pair]:
         dataset: Any = self.datasets.get("predict") or self.configure_dataset("predict")
         return {pair.index: pair for pair in dataset.pairs}
-
-    def _pairs(self, split: str) -> list[Pair]:
-        if split == "predict" and (folder := self._unlabelled()) is not None:
-            files = pictures_in(folder, "data.predict_images")
-            return self._by_slices([Pair(i, path, (), name) for i, (name, path) in enumerate(files.items())])
-        pairs = self._by_slices(find_pairs(self.root, self.images, self.masks))
-        chosen = self._assigned(pairs)["test" if split == "predict" else split]
-        return chosen[: self.train_images] if split == "train" else chosen
-
-    def _unlabelled(self) -> Path | None:
-        """Where the images to predict are when they have no masks."""
-        if self.predict_images is not None:
-            return self.root / self.predict_images
-        if (self.root / self.images).is_dir():
-            return None if (self.root / self.masks).is_dir() else self.root / self.images
-        try:
-            find_pairs(self.root, self.images, self.masks)
-        except DataError:
-            return self.root
-        return None
-
-    def _by_slices(self, pairs: list[Pair]) -> list[Pair]:
-        """With `slices: each`, a sample for every slice; headers alone are read."""
-        if self.reading.slices != "each":
-            return pairs
-        out: list[Pair] = []
-        for pair in pairs:
-            count = count_slices(open_picture(pair.image, self.reading.axes))
-            parts = range(count) if count > 1 else [None]
-            for part in parts:
-                name = pair.name if part is None else f"{pair.name}_slice{part:0{len(str(count - 1))}d}"
-                out.append(Pair(len(out), pair.image, pair.masks, name, part, pair.split))
-        return out
-
-    def _assigned(self, pairs: list[Pair]) -> dict[str, list[Pair]]:
-        if self.split_file is not None:
-            return from_file(self.root / self.split_file, pairs)
-        if self.fold is not None:
-            return in_folds(pairs, self.fold, self.folds)
-        if any(pair.split for pair in pairs):
-            return {s: [p for p in pairs if p.split == s] for s in ("train", "val", "test")}
-        return in_blocks(pairs, self.val_fraction, self.test_fraction)
 
     def _check_sizes(self, pairs: Sequence[Pair], batch_size: int, training: bool) -> None:
         """Only one size may fall into one batch. Headers alone are read here."""
@@ -230,7 +183,7 @@ class SegmentationDataModule(BaseDataModule):
         return self.reading.num_classes
 
     def class_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of every class, each (C, N), background first, in 16 whole training images.
+        """Mean and deviation of every class in 16 whole training images, each (C, N), background first.
 
         The images are evenly spread over the training split; more are looked at while a class has not been seen. The
         figures are in the units of the batches, that is after `normalize`; raw intensities need `none`.
@@ -238,45 +191,53 @@ class SegmentationDataModule(BaseDataModule):
         Raises:
             DataError: a class that no training mask holds.
         """
-        dataset = SegmentationFiles(self._pairs("train"), self.reading)
-        if self.reading.normalize == "dataset" and self.reading.mean is None:
-            self._set_statistics()
-        first = np.unique(np.linspace(0, len(dataset) - 1, min(16, len(dataset))).round().astype(int)).tolist()
-        values: list[list[np.ndarray]] = [[] for _ in range(self.num_classes)]
-        for place in [*first, *(i for i in range(len(dataset)) if i not in set(first))]:
-            if place not in first and all(values):
-                break
-            sample = dataset[place]
-            image, mask = sample["image"].numpy(), sample["mask"].numpy()
-            for c in range(self.num_classes):
-                if (mask == c).any():
-                    values[c].append(image[:, mask == c])
-        if missing := [c for c, found in enumerate(values) if not found]:
-            raise DataError(
-                f"data.labels: no training mask holds class {missing[0]} ({self._class_name(missing[0])}), so that "
-                "nothing is known of its intensities; look at data.labels, or give model.class_mean and model.class_std"
+        self._know_channels()
+        names: Sequence[str] = ("0 (background)", "1 (inside)", "2 (border)")
+        if self.reading.masks_are != "instances":
+            kind, values = (
+                ("colour", self.reading.colors) if self.reading.colors else ("mask value", self.reading.labels)
             )
-        joined = [np.concatenate(v, 1).astype(np.float64) for v in values]
-        return np.stack([v.mean(1) for v in joined]), np.stack([v.std(1) for v in joined])
+            names = tuple(f"{c} ({kind} {value})" for c, value in enumerate(values or ()))
+        return class_statistics(SegmentationFiles(self.splits.pairs("train", self.reading), self.reading), names)
 
-    def _class_name(self, position: int) -> str:
-        if self.reading.masks_are == "instances":
-            return ("background", "inside", "border")[position]
-        return f"mask value {(self.reading.colors or self.reading.labels)[position]}"
+    def _know_channels(self) -> None:
+        """Mean and deviation per channel over all training images, for `normalize: dataset`."""
+        if self.reading.normalize == "dataset" and self.reading.mean is None:
+            raw = Reading(**{**self.reading.plain(), "normalize": "none"})
+            pairs = [Pair(p.index, p.image, (), p.name, p.part) for p in self.splits.pairs("train", self.reading)]
+            self.reading.mean, self.reading.std = channel_statistics(SegmentationFiles(pairs, raw))
 
-    def _set_statistics(self) -> None:
-        """Mean and deviation per channel over all training images."""
-        raw = Reading(**{**self.reading.plain(), "normalize": "none"})
-        pairs = [Pair(p.index, p.image, (), p.name, p.part) for p in self._pairs("train")]
-        dataset = SegmentationFiles(pairs, raw)
-        count, total, squares = 0, np.zeros(1), np.zeros(1)
-        for place in range(len(dataset)):
-            image = dataset[place]["image"].double().numpy()
-            count += image[0].size
-            total, squares = total + image.sum((1, 2)), squares + (image**2).sum((1, 2))
-        mean = total / count
-        self.reading.mean = mean.tolist()
-        self.reading.std = np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()
+    # ------------------------------------------------------------------ what belongs to a checkpoint
 
+    def preprocessing(self) -> dict[str, Any]:
+        """The input contract in plain form, with the class that it belongs to."""
+        return {"class_path": class_path(type(self)), **self.reading.plain()}
 
-__all__ = ["IGNORED", "SegmentationDataModule"]
+    def use_preprocessing(self, stored: Mapping[str, Any]) -> None:
+        """Reads files as a checkpoint's network was trained to; says what that changes."""
+        for name, (was, now) in sorted(self.reading.take_over(stored).items()):
+            if name not in ("mean", "std"):
+                say(f"data.{name}: {now!r} from the checkpoint (the configuration had {was!r})")
+        for dataset in self.datasets.values():
+            if isinstance(dataset, SegmentationFiles):
+                dataset.forget()
+
+    # ------------------------------------------------------------------ predictions
+
+    def write_prediction(self, folder: Path, index: int, key: str, value: np.ndarray) -> bool:
+        """Writes a predicted mask as `NAME_mask.tif` and measures its objects; other keys are left to the caller."""
+        if key != "mask" or value.ndim != 2:
+            return False
+        pair, reading = self._predicted()[index], self.reading
+        picture = open_picture(pair.image, reading.axes)
+        labels = label_image(value, reading, picture.size)
+        write_label_image(folder / f"{pair.name}_mask.tif", labels, picture.pixel_size)
+        image = image_of(picture, reading.channels, reading.bit_depth, reading.slices, pair.part)
+        self._measured.append(measure(labels, image, picture, reading, pair.name))
+        return True
+
+    def take_measurements(self) -> list[dict[str, Any]]:
+        """The rows of `objects.csv` of all masks written since the last call."""
+        rows = [row for table in self._measured for row in table.to_dict("records")]
+        self._measured = []
+        return rows

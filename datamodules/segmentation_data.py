@@ -157,6 +157,10 @@ class SegmentationFiles(Dataset):
         self._kept: dict[int, tuple[np.ndarray, np.ndarray | None, int]] = {}
         self._used = 0
 
+    def forget(self) -> None:
+        """Empties the cache, because files are to be read anew."""
+        self._kept, self._used = {}, 0
+
     def __len__(self) -> int:
         return len(self.pairs)
 

@@ -146,6 +146,15 @@ def ranks() -> tuple[int, int]:
     return (dist.get_world_size(), dist.get_rank()) if is_distributed() else (1, 0)
 
 
+def gather_lists(items: list) -> list:
+    """The ranks' lists behind one another, plain values only. A collective."""
+    if not is_distributed():
+        return items
+    parts: list[list] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
 def gather_rows(rows: Tensor, total: int) -> Tensor:
     """Puts rows that ranks own together: rank r's row j becomes row j * ranks + r. A collective.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from framework import preprocessing
 from framework.best import BestSoFar
 from framework.checkpoints import WholeCheckpoints
 from framework.distributed import broadcast_buffers
@@ -30,6 +31,8 @@ class DataMeeting(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """The data module has been set up by now; a checkpoint has not been restored yet."""
+        if isinstance(pl_module, preprocessing.Keeps):
+            preprocessing.hand_on(pl_module)
         if isinstance(pl_module, MeetsData):
             pl_module.meet_data()
 

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
+from framework import preprocessing
 from framework.compat import attached_trainer, averaged_models
 from framework.distributed import broadcast_tensors, say
 from framework.errors import CheckpointError
@@ -115,6 +116,7 @@ class BaseMethod(LightningModule):
         self.metrics = nn.ModuleDict()
         self._initialised = False
         self._optimizer_settings: dict[str, Any] | None = None
+        self.preprocessing: dict[str, Any] | None = None  # `framework.preprocessing`
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keeps the contracts in a subclass's hooks, whether or not they call `super()`."""
@@ -251,9 +253,7 @@ class BaseMethod(LightningModule):
 
         A value without a plain form (a module, an open file) is left out with a warning.
         """
-        if frame is None:
-            current = inspect.currentframe()
-            frame = current.f_back if current is not None else None
+        frame = frame or getattr(inspect.currentframe(), "f_back", None)
         super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
         for name in list(self._hparams):
             try:
@@ -273,8 +273,8 @@ class BaseMethod(LightningModule):
 
     def _store(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["class_path"] = class_path(type(self))
-        hparams = checkpoint.get("hyper_parameters", {})
-        if "pretrained" in hparams:
+        preprocessing.keep(self, checkpoint)
+        if "pretrained" in (hparams := checkpoint.get("hyper_parameters", {})):
             # a class rebuilt from it would download weights only to overwrite them
             hparams["pretrained"] = False
         if self._optimizer_settings is not None:
@@ -305,8 +305,8 @@ class BaseMethod(LightningModule):
                 "give the configuration of the first or a checkpoint of the second"
             )
         self._initialised = True
-        epoch = settle_epoch(checkpoint)
-        if epoch is not None:
+        preprocessing.restore(self, checkpoint)
+        if (epoch := settle_epoch(checkpoint)) is not None:
             say(f"The checkpoint was saved in the middle of epoch {epoch}: epoch {epoch} starts again.")
         if (trainer := self.attached_trainer) is not None and trainer.state.fn == TrainerFn.FITTING:
             apply_changed_settings(checkpoint, self._build_optimizer, self.hparams)

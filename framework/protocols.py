@@ -4,6 +4,7 @@ A class has a protocol when it has its methods; nothing is to be inherited or re
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -73,6 +74,32 @@ class HasCalibration(Protocol):
 
     def calibration_dataset(self) -> Dataset:
         """Samples with the key `image`."""
+        ...
+
+
+@runtime_checkable
+class HasPreprocessing(Protocol):
+    """A data module whose way of reading files belongs to the trained network: BaseMethod keeps it in checkpoints."""
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Plain values, with `class_path`, the data module's class."""
+        ...
+
+    def use_preprocessing(self, stored: Mapping[str, Any]) -> None:
+        """Takes over what a checkpoint holds; called before validate, test and predict."""
+        ...
+
+
+@runtime_checkable
+class WritesPredictions(Protocol):
+    """A data module that knows how its predictions are to be written: PredictionWriter."""
+
+    def write_prediction(self, folder: Path, index: int, key: str, value: np.ndarray) -> bool:
+        """Writes one sample's prediction; False leaves it to the caller."""
+        ...
+
+    def take_measurements(self) -> list[dict[str, Any]]:
+        """Rows of `objects.csv` that have come together since the last call."""
         ...
 
 

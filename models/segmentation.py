@@ -1,12 +1,14 @@
 """What the methods that give every pixel a class share: the losses and the check of a mask."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from framework.errors import ConfigError
+from framework.tiling import TileSize, tile_side, tiled
 
 Loss = Literal["cross_entropy", "weighted_cross_entropy", "dice", "cross_entropy+dice", "weighted_cross_entropy+dice"]
 
@@ -27,6 +29,61 @@ def check_classes(mask: Tensor, num_classes: int, ignore_index: int | None = Non
             f"model.num_classes: expected classes 0..{num_classes - 1}, but a mask holds {int(labelled.min())} to "
             f"{int(labelled.max())}; set num_classes, or model.ignore_index to the value of pixels without a label"
         )
+
+
+def check_images(image: Tensor, channels: int, dtype: torch.dtype) -> None:
+    """Raises ConfigError for pictures that a network cannot take, before torch says it in its own words.
+
+    Args:
+        image: (B, N, H, W).
+        channels: N of the network.
+        dtype: of its parameters.
+    """
+    if image.dim() != 4 or image.shape[1] != channels:
+        raise ConfigError(
+            f"model.in_channels: expected pictures (B, {channels}, H, W), got {tuple(image.shape)}; set "
+            "model.in_channels to their channels, or choose those to take with data.channels"
+        )
+    if image.dtype == torch.float64 and dtype != torch.float64:
+        raise ConfigError(f"image: expected {dtype}, got {image.dtype}; convert it with .float()")
+
+
+class Strided(Protocol):
+    """A network that halves its pictures."""
+
+    @property
+    def stride(self) -> int:
+        """Sides must be multiples of this, or are padded to."""
+        ...
+
+    @property
+    def reach(self) -> int:
+        """How far a logit looks to one side, in pixels."""
+        ...
+
+
+def predicted_classes(method: nn.Module, image: Tensor, network: Strided, tile: TileSize) -> Tensor:
+    """(B, N, H, W) pictures -> (B, H, W) uint8, the most probable class of every pixel; in tiles where they are large.
+
+    Args:
+        method: (B, N, h, w) -> (B, C, h, w) logits.
+        image: the pictures.
+        network: of the method; it knows its stride and its reach.
+        tile: side of a tile, `auto`, or None for the whole picture.
+    """
+    height, width = image.shape[-2:]
+    if tile_side(tile, (height, width)) >= max(height, width):
+        return method(image).argmax(1).to(torch.uint8)
+    classes = torch.empty(len(image), height, width, dtype=torch.uint8)
+    for one, out in zip(image.split(1), classes, strict=True):
+        parts = tiled(method, _reader(one), (height, width), network.stride, network.reach, tile)
+        for (y0, y1, x0, x1), logits in parts:
+            out[y0:y1, x0:x1] = logits.argmax(0)
+    return classes.to(image.device)
+
+
+def _reader(image: Tensor) -> Callable[[int, int, int, int], Tensor]:
+    return lambda y0, y1, x0, x1: image[..., y0:y1, x0:x1]
 
 
 def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int | None = None) -> Tensor:

@@ -171,6 +171,8 @@ class FrameworkCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("weights_only", True) is None:
             kwargs["weights_only"] = True  # all our checkpoints hold tensors and plain types only
+        if subcommand == "predict" and kwargs.get("return_predictions") is None:
+            kwargs["return_predictions"] = False  # they are written, and would fill the memory
         return kwargs
 
     def before_test(self) -> None:
@@ -201,6 +203,12 @@ class FrameworkCLI(LightningCLI):
     def after_test(self) -> None:
         """Says where everything is."""
         say(f"run folder: {self.trainer.log_dir}")
+
+    def after_predict(self) -> None:
+        """Says where the predictions are."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, callbacks.PredictionWriter):
+                say(f"predictions: {callback.folder}")
 
 
 def default_callbacks(model: LightningModule, given: Sequence[Callback]) -> list[Callback]:

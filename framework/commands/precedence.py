@@ -1,11 +1,13 @@
 """The order of configuration layers: files, then the checkpoint, then the command line."""
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datamodules
 from framework.checkpoints import check_whole, load_checkpoint, newest_whole
 from framework.commands.yaml_files import parse, read_config
 from framework.configs import find_config, run_name
@@ -75,6 +77,8 @@ def layer_arguments(words: Sequence[str], verbs: Sequence[str], runs: Path) -> L
     if layers.checkpoint is not None:
         try:
             layers.hparams, layer = _checkpoint_layer(layers.checkpoint, contents, rest, layers.notes)
+            if layer is not None and verb != "fit":
+                layer |= _data_layer(layers.checkpoint, contents, rest, verb)
         except (AttributeError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"ckpt_path: {layers.checkpoint} holds hyper-parameters of an unknown form ({error}); it is damaged, "
@@ -166,6 +170,22 @@ def _checkpoint_layer(
     for key, value, kept in differences(init_args, hparams):
         notes.append(f"model.{key}: {kept!r} from the checkpoint (the config file had {value!r})")
     return hparams, {"model": {"class_path": stored, "init_args": hparams}}
+
+
+def _data_layer(
+    path: Path, contents: Sequence[Mapping[str, Any]], rest: Sequence[str], verb: str
+) -> dict[str, dict[str, Any]]:
+    """The data module that the network was trained with, where no other is asked for; one of ours, nothing else."""
+    stored = dict(load_checkpoint(path).get("preprocessing") or {})
+    asked = [content.get("data") for content in contents] + _values(rest, "--data") + _values(rest, "--data.class_path")
+    name = str(stored.pop("class_path", "")).rsplit(".", 1)[-1]
+    if any(asked) or name not in datamodules.__all__:
+        return {}
+    arguments = inspect.signature(getattr(datamodules, name).__init__).parameters
+    known = {key: value for key, value in stored.items() if key in arguments}
+    if verb == "predict":
+        known["eval_batch_size"] = 1  # pictures of any size
+    return {"data": {"class_path": name, "init_args": known}}
 
 
 def _model_sections(contents: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

@@ -19,8 +19,9 @@ from framework.nn.splines.bspline import Tail
 from framework.nn.splines.coefficients import transfer_matrix
 from framework.nn.splines.expansion import Base, Implementation
 from framework.nn.splines.optimizer import map_moments
+from framework.tiling import TileSize
 from models.kmunet.network import KMUNetwork, Up
-from models.segmentation import Loss, check_classes, segmentation_loss
+from models.segmentation import Loss, check_classes, check_images, predicted_classes, segmentation_loss
 
 __all__ = ["KMUNet", "Loss", "segmentation_loss"]
 
@@ -53,6 +54,8 @@ class KMUNet(BaseMethod):
         lr_scheduler: None: constant.
         lr_interval: `epoch` or `step`.
         ignore_index: mask value of pixels without a label, which count in neither loss nor figures; None: all have one.
+        tile: side of the tiles in which `predict` looks at large pictures; `auto`; None: never in tiles. The logits are
+            those of the whole picture.
 
     Raises:
         ConfigError: arguments that do not go together.
@@ -87,22 +90,19 @@ class KMUNet(BaseMethod):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
         ignore_index: int | None = None,
+        tile: TileSize = "auto",
     ) -> None:
         super().__init__(optimizer, lr_scheduler, lr_interval)
         _check_task(in_channels, num_classes, loss, class_weights)
-        self.num_classes, self.ignore_index, self.loss = num_classes, ignore_index, loss
+        self.in_channels, self.num_classes, self.ignore_index = in_channels, num_classes, ignore_index
+        self.loss, self.tile = loss, tile
         weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights / weights.mean(), persistent=False)
         self.korigins = None if korigins is None else KOrigins(in_channels, korigins)
         grids = per_stage("grid_size", grid_size, stages)
         rooms = grids if max_grid_size is None else per_stage("max_grid_size", max_grid_size, stages)
-        spline = {
-            "spline_order": spline_order,
-            "grid_range": grid_range,
-            "base": base,
-            "tail": tail,
-            "implementation": implementation,
-        }
+        spline: dict[str, Any] = {"spline_order": spline_order, "grid_range": grid_range, "base": base}
+        spline |= {"tail": tail, "implementation": implementation}
         chosen = list(range(stages + 1)) if spline_stages is None else spline_stages
         if any(s not in range(stages + 1) for s in chosen):
             raise ConfigError(f"model.spline_stages: expected stages from 0 to {stages}, got {chosen}")
@@ -124,6 +124,7 @@ class KMUNet(BaseMethod):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, N, H, W) float32 -> (B, C, H, W) logits."""
+        check_images(image, self.in_channels, self.network.head.weight.dtype)
         return self.network(image if self.korigins is None else self.korigins(image))
 
     def setup(self, stage: str) -> None:
@@ -157,7 +158,7 @@ class KMUNet(BaseMethod):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`mask` uint8 (B, H, W) under the samples' `index`."""
-        return {"index": batch["index"], "mask": self(batch["image"]).argmax(1).to(torch.uint8)}
+        return {"index": batch["index"], "mask": predicted_classes(self, batch["image"], self.network, self.tile)}
 
     def figures(self, batch: Batch) -> Mapping[str, Figure]:  # type: ignore[override]
         """Predictions; for spline networks the learned functions, edge strengths and out-of-range shares."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.nn import KANConv2d, KANConvTranspose2d, SplineLayer
+from framework.nn.padding import pad_to_stride
 from framework.nn.precision import promoted
 
 Up = Literal["bilinear", "transposed"]
@@ -64,7 +65,7 @@ class KMUNetwork(nn.Module):
         **spline: further arguments of the spline layers.
 
     Shape:
-        (B, N, H, W) float -> (B, C, H, W) logits; H and W at least 2^S, padded inside to a multiple of it.
+        (B, N, H, W) float -> (B, C, H, W) logits; H and W at least 2^S, reflected inside to multiples of it.
 
     Raises:
         ConfigError: arguments that do not go together, or an image smaller than 2^S.
@@ -123,15 +124,12 @@ class KMUNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, H, W) -> (B, C, H, W) logits."""
         height, width = x.shape[-2:]
-        stride = 2**self.stages
-        if min(height, width) < stride:
+        if min(height, width) < self.stride:
             raise ConfigError(
-                f"model.stages: {self.stages} poolings need images of at least {stride} x {stride}, got {height} x "
-                f"{width}; use fewer stages or larger images"
+                f"model.stages: {self.stages} poolings need images of at least {self.stride} x {self.stride}, got "
+                f"{height} x {width}; use fewer stages or larger images"
             )
-        below, right = -height % stride, -width % stride
-        if below or right:
-            x = F.pad(x, (0, right, 0, below), mode="replicate")
+        x = pad_to_stride(x, self.stride)
         skips = []
         for stage in range(self.stages):
             x = self._block(f"down_{stage}", x)
@@ -144,6 +142,38 @@ class KMUNetwork(nn.Module):
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = self._block(f"decode_{stage}", torch.cat([skips.pop(), x], 1))
         return self.head(x)[..., :height, :width]
+
+    @property
+    def stride(self) -> int:
+        """Sides that are no multiples of this are padded."""
+        return 2**self.stages
+
+    @property
+    def reach(self) -> int:
+        """How far a logit looks to one side, in pixels, over all phases of the poolings."""
+        phases = range(self.stride)
+        intervals = [self._decoder_sees(0, phase, phase) for phase in phases]
+        return max(max(p - first, last - p) for p, (first, last) in zip(phases, intervals, strict=True))
+
+    def _grown(self, name: str, first: int, last: int) -> tuple[int, int]:
+        sides = [max(s[1:]) for n, s in zip(self.units, self.shape, strict=True) if n in (f"{name}_a", f"{name}_b")]
+        more = sum(side // 2 for side in sides)
+        return first - more, last + more
+
+    def _encoder_sees(self, stage: int, first: int, last: int) -> tuple[int, int]:
+        """The input pixels behind an interval at the output of an encoder stage."""
+        first, last = self._grown(f"down_{stage}", first, last)
+        return (first, last) if stage == 0 else self._encoder_sees(stage - 1, 2 * first, 2 * last + 1)
+
+    def _decoder_sees(self, stage: int, first: int, last: int) -> tuple[int, int]:
+        """The input pixels behind an interval at the output of a decoder stage."""
+        if stage == self.stages:
+            return self._encoder_sees(stage, first, last)
+        first, last = self._grown(f"decode_{stage}", first, last)
+        more = 1 if self.up_kind == "bilinear" else 0
+        below = self._decoder_sees(stage + 1, (first - more) // 2, (last + more) // 2)
+        skip = self._encoder_sees(stage, first, last)
+        return min(below[0], skip[0]), max(below[1], skip[1])
 
     def _block(self, name: str, x: Tensor) -> Tensor:
         return self.units[f"{name}_b"](self.units[f"{name}_a"](x))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import Metric
@@ -17,9 +18,11 @@ from framework.figures import segmentation_panel, separability
 from framework.method import BaseMethod, Batch, Split
 from framework.metrics import BatchForegroundIoU, ForegroundIoU
 from framework.nn import gaussian_mixture_statistics, multi_otsu_statistics, origins_from_statistics
-from framework.protocols import HasClassStatistics, HasDatasets
+from framework.nn.padding import in_strides
+from framework.protocols import HasClassStatistics, HasDatasets, HasPreprocessing
+from framework.tiling import TileSize
 from models.korigins.network import KOriginsUNet
-from models.segmentation import check_classes, pixel_cross_entropy
+from models.segmentation import check_classes, check_images, pixel_cross_entropy, predicted_classes
 
 # the paper's code: Keras' Adam, whose epsilon is 1e-7
 KERAS_ADAM = cast(OptimizerCallable, {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4, "eps": 1e-7}})
@@ -58,6 +61,8 @@ class KOriginsSegmentation(BaseMethod):
         lr_scheduler: None: constant.
         lr_interval: `epoch` or `step`.
         ignore_index: mask value of pixels without a label, which count in neither loss nor figures; None: all have one.
+        tile: side of the tiles in which `predict` looks at large pictures; `auto`; None: never in tiles. The logits are
+            those of the whole picture.
 
     Raises:
         ConfigError: arguments that do not go together.
@@ -94,6 +99,7 @@ class KOriginsSegmentation(BaseMethod):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
         ignore_index: int | None = None,
+        tile: TileSize = "auto",
     ) -> None:
         super().__init__(optimizer, lr_scheduler, lr_interval)
         if (class_mean is None) != (class_std is None):
@@ -106,9 +112,8 @@ class KOriginsSegmentation(BaseMethod):
             raise ConfigError(f"model.origin_lr and model.bias_lr: expected 0 or more, got {origin_lr} and {bias_lr}")
         if widen is not None and len(widen) != 2:
             raise ConfigError(f"model.widen: expected two factors, first level and deeper, got {widen}")
-        self.num_classes, self.ignore_index = num_classes, ignore_index
-        self.origins = origins
-        self.class_mean, self.class_std = class_mean, class_std
+        self.num_classes, self.ignore_index, self.tile = num_classes, ignore_index, tile
+        self.origins, self.class_mean, self.class_std = origins, class_mean, class_std
         self.standardize_input, self.data_bias = standardize_input, data_bias
         self.origin_lr, self.bias_lr = origin_lr, bias_lr
         count = first_origins if first_origins is not None else 2 * num_classes
@@ -130,6 +135,22 @@ class KOriginsSegmentation(BaseMethod):
         self.register_buffer("input_std", torch.ones(1, in_channels, 1, 1))
 
     # ------------------------------------------------------------------ initialisation from data
+
+    def adapt(self, data: LightningDataModule | None) -> None:
+        """Refuses normalised pictures for origins in raw intensities, which would never meet.
+
+        Raises:
+            ConfigError: says what to change on either side.
+        """
+        trainer = self.attached_trainer
+        how = data.preprocessing().get("normalize", "none") if isinstance(data, HasPreprocessing) else "none"
+        raw = self.origins != "none" and (abs(self.hparams.get("deep_mean", 0.0)) > 1000 or self.origin_lr > 10)
+        if raw and how != "none" and trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            raise ConfigError(
+                f"model.deep_mean, model.origin_lr: origins begin at {self.hparams.get('deep_mean')} and move at a "
+                f"rate of {self.origin_lr:g}, but data.normalize: {how} gives values of about 1; give data.normalize: "
+                "none, or model.deep_mean 0, model.deep_std 1 and model.origin_lr 0.01"
+            )
 
     def initialise(self, data: LightningDataModule | None) -> None:
         """Origins, input standardisation and thresholds from the training images."""
@@ -205,10 +226,11 @@ class KOriginsSegmentation(BaseMethod):
     # ------------------------------------------------------------------ the method
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, N, H, W) float32 raw intensities in [0, 65535] -> (B, C, H, W) float32 logits."""
+        """(B, N, H, W) float32 raw intensities in [0, 65535] -> (B, C, H, W) float32 logits; of any size."""
+        check_images(image, self.network.in_channels, self.network.head.weight.dtype)
         if self.standardize_input:
             image = (image - self.input_mean) / self.input_std
-        return self.network(image)
+        return in_strides(self.network, image, self.network.stride)
 
     def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
         """Cross-entropy averaged over all pixels, without class weights, as in the author's code."""
@@ -256,4 +278,4 @@ class KOriginsSegmentation(BaseMethod):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`mask` uint8 (B, H, W) under the samples' `index`."""
-        return {"index": batch["index"], "mask": self(batch["image"]).argmax(1).to(torch.uint8)}
+        return {"index": batch["index"], "mask": predicted_classes(self, batch["image"], self.network, self.tile)}

@@ -59,6 +59,22 @@ def full_receptive_field(rfl: int) -> tuple[int, int]:
     Raises:
         ConfigError: if there is no network of this name.
     """
+    intervals = _seen_intervals(rfl)
+    sides = [last - first + 1 for first, last in intervals]
+    return min(sides), max(sides)
+
+
+def reach(rfl: int) -> int:
+    """How far a logit looks to one side, in pixels: the largest over all phases of `full_receptive_field`.
+
+    Raises:
+        ConfigError: if there is no network of this name.
+    """
+    return max(max(phase - first, last - phase) for phase, (first, last) in enumerate(_seen_intervals(rfl)))
+
+
+def _seen_intervals(rfl: int) -> list[tuple[int, int]]:
+    """First and last input pixel, by phase of the output pixel."""
     convolutions, pools = _family(rfl)
 
     def seen(first: int, last: int, level: int) -> tuple[int, int]:
@@ -70,9 +86,7 @@ def full_receptive_field(rfl: int) -> tuple[int, int]:
             first, last = first - convolutions, last + convolutions
         return first, last
 
-    intervals = [seen(phase, phase, 0) for phase in range(2**pools)]
-    sides = [last - first + 1 for first, last in intervals]
-    return min(sides), max(sides)
+    return [seen(phase, phase, 0) for phase in range(2**pools)]
 
 
 class KOriginsConv(nn.Module):
@@ -171,7 +185,7 @@ class KOriginsUNet(nn.Module):
         if first < 1 or deeper < 1:
             raise ConfigError(f"widen is {widen}; expected two factors (m1, m2) of at least 1.")
         self.in_channels = in_channels
-        self.pools = pools
+        self.rfl, self.pools = rfl, pools
         generator = None if seed is None else torch.Generator().manual_seed(seed)
 
         factors = [first, *[deeper] * (pools - 1), 1]  # the bottom block is not widened
@@ -222,6 +236,16 @@ class KOriginsUNet(nn.Module):
             for up, block in zip(self.up, self.decoder, strict=True):
                 x = block(torch.cat([up(promoted(x, self.head.weight)), skips.pop()], dim=1))
             return self.head(x)
+
+    @property
+    def stride(self) -> int:
+        """The sides of a picture must be multiples of this."""
+        return 2**self.pools
+
+    @property
+    def reach(self) -> int:
+        """How far a logit looks to one side, in pixels."""
+        return reach(self.rfl)
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:

@@ -182,7 +182,6 @@ def test_a_mask_with_an_unknown_class_is_named() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data.side=25"], r"sides are 25 x 25.*divisible by 2"),
         (["--data.mean=[20000,25000]"], "std"),
         (["--data.mean=[20000,25000,70000]"], "65535"),
         (["--data.std=[1,-2,3]"], "std"),

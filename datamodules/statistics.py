@@ -1,0 +1,52 @@
+"""Intensities of the training images: by class for models that start from them, by channel for normalisation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datamodules.segmentation_data import SegmentationFiles
+from framework.errors import DataError
+
+
+def class_statistics(
+    dataset: SegmentationFiles, names: Sequence[str], images: int = 16
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of every class, each (C, N), in the units of the samples.
+
+    Args:
+        dataset: whole training images with masks.
+        names: of the classes.
+        images: to look at, evenly spread; more are looked at while a class has not been seen.
+
+    Raises:
+        DataError: a class that no mask holds.
+    """
+    count = len(dataset)
+    first = np.unique(np.linspace(0, count - 1, min(images, count)).round().astype(int)).tolist()
+    values: list[list[np.ndarray]] = [[] for _ in names]
+    for number, place in enumerate([*first, *(i for i in range(count) if i not in set(first))]):
+        if number >= len(first) and all(values):
+            break
+        sample = dataset[place]
+        image, mask = sample["image"].numpy(), sample["mask"].numpy()
+        for c, found in enumerate(values):
+            if (mask == c).any():
+                found.append(image[:, mask == c])
+    if missing := [name for name, found in zip(names, values, strict=True) if not found]:
+        raise DataError(
+            f"data.labels: no training mask holds class {missing[0]}, so that nothing is known of its intensities; "
+            "look at data.labels, or give model.class_mean and model.class_std"
+        )
+    joined = [np.concatenate(v, 1).astype(np.float64) for v in values]
+    return np.stack([v.mean(1) for v in joined]), np.stack([v.std(1) for v in joined])
+
+
+def channel_statistics(dataset: SegmentationFiles) -> tuple[list[float], list[float]]:
+    """Mean and deviation of every channel over all pixels."""
+    count, total, squares = 0, np.zeros(1), np.zeros(1)
+    for place in range(len(dataset)):
+        image = dataset[place]["image"].double().numpy()
+        count += image[0].size
+        total, squares = total + image.sum((1, 2)), squares + (image**2).sum((1, 2))
+    mean = total / count
+    return mean.tolist(), np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()

@@ -1,0 +1,128 @@
+"""`framework.load`: a checkpoint as a module that predicts arrays and files, without a Trainer."""
+
+import types
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+import models
+from datamodules.io import open_picture
+from datamodules.planes import choose_channels, image_of
+from datamodules.predictions import label_image
+from datamodules.reading import Reading
+from datamodules.segmentation_data import normalized, shrink
+from datamodules.windows import Window, windows
+from framework.checkpoints import load_checkpoint
+from framework.errors import CheckpointError, ConfigError, DataError
+from framework.method import BaseMethod
+from framework.serialization import class_path, same_class
+from framework.tiling import TileSize, tile_side, tiled
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> LightningModule:
+    """A method with the weights of a checkpoint, in evaluation mode.
+
+    A segmenter also gets `predict(picture, tile="auto")`, see `predict`. Nothing in the file is called: its class must
+    be one of ours, or one of the user's that is already imported.
+
+    Args:
+        path: the checkpoint.
+        device: where the module goes.
+
+    Raises:
+        CheckpointError: no checkpoint, or one of a class that is not known.
+    """
+    stored = str(load_checkpoint(Path(path)).get("class_path"))
+    kind = next((k for k in _methods() if same_class(class_path(k), stored)), None)
+    if kind is None:
+        raise CheckpointError(
+            f"{path} holds a {stored}; expected one of {', '.join(models.__all__)}, or a class of yours that is "
+            "imported before"
+        )
+    module = cast(Any, kind).load_from_checkpoint(path, map_location="cpu", weights_only=True).to(device).eval()
+    if hasattr(getattr(module, "network", None), "reach"):
+        module.predict = types.MethodType(predict, module)
+    return module
+
+
+def _methods() -> list[type[BaseMethod]]:
+    found: list[type[BaseMethod]] = []
+    waiting: list[type[BaseMethod]] = [BaseMethod]
+    while waiting:
+        kind = waiting.pop()
+        found.append(kind)
+        waiting += kind.__subclasses__()
+    return found
+
+
+@torch.no_grad()
+def predict(self: Any, picture: np.ndarray | str | Path, tile: TileSize = "auto") -> np.ndarray:
+    """Label values of a picture: what `framework predict` writes.
+
+    Args:
+        self: a segmenter that `load` gave back.
+        picture: a file of any kind that the training could have read, or raw intensities (H, W) or (N, H, W), which are
+            normalised as the training images were.
+        tile: side of the tiles of large pictures; `auto`; None: the whole picture at once. The result is the same.
+
+    Returns:
+        (H, W) in the smallest unsigned type: label values, or with `masks_are: instances` the objects' numbers.
+
+    Raises:
+        DataError: a picture that does not meet what the network was trained on, by name.
+    """
+    stored = self.preprocessing or {"normalize": "none", "channels": None, "labels": list(range(self.num_classes))}
+    reading = Reading()
+    reading.take_over(stored)
+    name = "the array" if isinstance(picture, np.ndarray) else str(picture)
+    read, size = _source(picture, reading, tile)
+    height, width = (side // reading.downscale for side in size)
+    wanted = int(self.hparams["in_channels"])
+    if (channels := len(read(0, 1, 0, 1))) != wanted:
+        raise DataError(f"data.channels: {name} has {channels} channels, the network was trained on {wanted}")
+
+    def window(y0: int, y1: int, x0: int, x1: int) -> Tensor:
+        values = np.ascontiguousarray(read(y0, y1, x0, x1), np.float32)
+        return torch.from_numpy(values)[None].to(self.device)
+
+    classes = torch.empty(height, width, dtype=torch.uint8)
+    for (y0, y1, x0, x1), logits in tiled(self, window, (height, width), self.network.stride, self.network.reach, tile):
+        classes[y0:y1, x0:x1] = logits.argmax(0)
+    return label_image(classes.numpy(), reading, size)
+
+
+def _source(picture: np.ndarray | str | Path, reading: Reading, tile: TileSize) -> tuple[Window, tuple[int, int]]:
+    """Normalised channels by windows, of the file itself where it is large, and the picture's height and width."""
+    if not isinstance(picture, np.ndarray):
+        opened = open_picture(picture, reading.axes)
+        in_parts = tile_side(tile, opened.size) < max(opened.size)
+        if in_parts and (read := windows(opened, reading)) is not None:
+            return read, opened.size
+    image, bits = _pixels(picture, reading)
+    small, _ = shrink(image, None, reading.downscale)
+    values = normalized(small, reading, bits)
+    return (lambda y0, y1, x0, x1: values[:, y0:y1, x0:x1]), (image.shape[1], image.shape[2])
+
+
+def _pixels(picture: np.ndarray | str | Path, reading: Reading) -> tuple[np.ndarray, int]:
+    """(N, H, W) float32 raw intensities, and the bits of the numbers they come from."""
+    if not isinstance(picture, np.ndarray):
+        opened = open_picture(picture, reading.axes)
+        slices = None if reading.slices == "each" else reading.slices
+        return image_of(opened, reading.channels, reading.bit_depth, slices), opened.bits
+    if picture.ndim not in (2, 3) or picture.dtype.kind not in "biuf":
+        raise ConfigError(
+            f"predict: expected numbers (H, W) or (N, H, W), got {picture.dtype} of shape {picture.shape}"
+        )
+    array = picture if picture.ndim == 3 else picture[None]
+    values = array.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise DataError("predict: the array holds NaN or infinite values")
+    bits = 8 * array.dtype.itemsize if array.dtype.kind == "u" else 0
+    if reading.normalize == "depth" and not bits:
+        raise DataError(f"data.normalize: depth needs unsigned whole numbers, but the array holds {array.dtype}")
+    return choose_channels(values, reading.channels, "the array"), bits

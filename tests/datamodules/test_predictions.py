@@ -1,0 +1,209 @@
+"""From a network's classes to files that a person can use: names, label values, objects, pixel size, measurements."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from callbacks import PredictionWriter
+from datamodules import SegmentationDataModule
+from datamodules.masks import instance_classes
+from datamodules.predictions import label_image, objects_of, write_label_image
+from datamodules.reading import Reading
+from framework.errors import ConfigError, DataError
+from models import KMUNet, KOriginsSegmentation
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+    "enable_model_summary": False, "num_sanity_val_steps": 0, "max_epochs": 1,
+}  # fmt: skip
+
+
+def discs(side: int = 64) -> np.ndarray:
+    """Three objects that stand apart and two that touch."""
+    y, x = np.mgrid[:side, :side]
+    objects = np.zeros((side, side), np.int64)
+    for n, (cy, cx) in enumerate(((12, 12), (12, 30), (40, 12), (40, 40), (52, 48)), 1):
+        objects[((y - cy) ** 2 + (x - cx) ** 2 < 60) & (objects == 0)] = n
+    return objects
+
+
+def test_watershed_gives_the_objects_back() -> None:
+    objects = discs()
+    found = objects_of(instance_classes(objects, 1))
+    assert found.max() == 5
+    for n in range(1, 6):
+        own = found == np.bincount(found[objects == n]).argmax()
+        assert (own & (objects == n)).sum() / (own | (objects == n)).sum() > 0.9
+    assert np.array_equal(found > 0, instance_classes(objects, 1) > 0)
+
+
+def test_label_values_come_back_in_the_smallest_type_and_the_images_size() -> None:
+    classes = np.array([[0, 1], [2, 1]])
+    values = label_image(classes, Reading(labels=[7, 70000, 3]))
+    assert values.tolist() == [[7, 70000], [3, 70000]]
+    assert values.dtype == np.uint32
+    assert label_image(classes, Reading(labels=[255, 0, 1])).dtype == np.uint8
+    large = label_image(classes, Reading(labels=[0, 5, 9], downscale=3), (7, 6))
+    assert large.shape == (7, 6)
+    assert np.array_equal(large[:3, :3], np.zeros((3, 3)))
+    assert large[6].tolist() == [9, 9, 9, 5, 5, 5]
+
+
+def test_a_prediction_is_never_replaced(tmp_path: Path) -> None:
+    write_label_image(tmp_path / "x.tif", np.zeros((4, 4), np.uint8), (0.5, 0.25))
+    with tifffile.TiffFile(tmp_path / "x.tif") as file:
+        assert int(file.pages[0].tags[259].value) == 8  # deflate
+        assert file.series[0].axes == "YX"
+    with pytest.raises(DataError, match=r"x\.tif is there already, and no file is replaced"):
+        write_label_image(tmp_path / "x.tif", np.zeros((4, 4), np.uint8), None)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.tif"]
+
+
+class Threshold(KMUNet):
+    """Predicts what is bright, so that what comes out is known."""
+
+    def predict_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> dict[str, torch.Tensor]:
+        return {"index": batch["index"], "mask": (batch["image"][:, 0] > 100).to(torch.uint8)}
+
+
+def test_predictions_have_the_images_name_size_and_pixel_size(tmp_path: Path) -> None:
+    objects = discs(61)
+    image = np.where(objects > 0, 200 + objects, 10).astype(np.uint16)
+    for name in ("scan.001", "scan.002"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", image, resolution=(20000, 20000), resolutionunit="CENTIMETER")
+    data = SegmentationDataModule(str(tmp_path), normalize="none", batch_size=1, labels=[3, 9])
+    trainer = Trainer(**QUIET, callbacks=[PredictionWriter(str(tmp_path / "out"))], default_root_dir=tmp_path)
+    trainer.predict(Threshold(width=2, stages=1), data, return_predictions=False)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "objects.csv", "scan.001_mask.tif", "scan.002_mask.tif",
+    ]  # fmt: skip
+    written = tifffile.imread(tmp_path / "out" / "scan.002_mask.tif")
+    assert np.array_equal(written, np.where(objects > 0, 9, 3))
+    table = pd.read_csv(tmp_path / "out" / "objects.csv")
+    first = table[table["image"] == "scan.001"]
+    alone = first[first["y"] < 30].sort_values("x")  # the two upper discs touch nothing
+    assert alone["mean_0"].tolist() == [201, 202]
+    assert alone["area"].tolist() == [(objects == n).sum() for n in (1, 2)]
+    assert alone["area_um2"].tolist() == pytest.approx([0.25 * (objects == n).sum() for n in (1, 2)])
+    assert set(first["value"]) == {9}
+    again = Trainer(**QUIET, callbacks=[PredictionWriter(str(tmp_path / "out"))], default_root_dir=tmp_path)
+    with pytest.raises(DataError, match="no file is replaced"):
+        again.predict(Threshold(width=2, stages=1), data, return_predictions=False)
+
+
+# ---------------------------------------------------------------------- preprocessing belongs to the checkpoint
+
+
+@pytest.fixture
+def nuclei(tmp_path: Path) -> Path:
+    """Ten instance-labelled pictures with sides that no pooling divides."""
+    objects = discs(51)
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (tmp_path / "set" / part).mkdir(parents=True)
+    for i in range(10):
+        image = rng.normal(np.where(objects > 0, 3000, 1000), 200) * (1 + i)
+        tifffile.imwrite(tmp_path / "set" / "images" / f"s{i}.tif", image.astype(np.uint16))
+        tifffile.imwrite(tmp_path / "set" / "masks" / f"s{i}.tif", objects.astype(np.uint32))
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("method", ["kmunet", "korigins"])
+def test_instances_train_and_come_back_as_label_images(nuclei: Path, tmp_path: Path, method: str) -> None:
+    raw = method == "korigins"
+    data = SegmentationDataModule(
+        str(nuclei), masks_are="instances", normalize="none" if raw else "zscore", batch_size=2, slices=None
+    )
+    made: Any = {
+        "kmunet": lambda: KMUNet(num_classes=3, width=2, stages=2),
+        "korigins": lambda: KOriginsSegmentation(rfl=18, num_classes=3, width=2),
+    }
+    model = made[method]()
+    trainer = Trainer(**QUIET, callbacks=[PredictionWriter(str(tmp_path / "out"))], default_root_dir=tmp_path)
+    trainer.fit(model, data)
+    (figures,) = trainer.test(model, data, verbose=False)
+    assert 0 <= figures["test/iou"] <= 1
+    trainer.predict(model, data, return_predictions=False)
+    masks = sorted((tmp_path / "out").glob("*_mask.tif"))
+    assert [p.name for p in masks] == ["s8_mask.tif", "s9_mask.tif"]
+    assert tifffile.imread(masks[0]).shape == (51, 51)
+
+
+def test_evaluation_reads_files_as_the_network_was_trained_to(
+    nuclei: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common: dict[str, Any] = {"batch_size": 2, "masks_are": "instances"}
+    data = SegmentationDataModule(str(nuclei), normalize="dataset", channels=None, **common)
+    trainer = Trainer(**QUIET, default_root_dir=tmp_path)
+    model = KMUNet(num_classes=3, width=2, stages=1)
+    trainer.fit(model, data)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    (right,) = trainer.test(model, data, verbose=False)
+    capsys.readouterr()
+    path = str(tmp_path / "x.ckpt")
+    for given in ("path", "loaded"):
+        other = SegmentationDataModule(str(nuclei), normalize="none", **common)
+        fresh = Trainer(**QUIET, default_root_dir=tmp_path)
+        if given == "path":
+            (figures,) = fresh.test(KMUNet(num_classes=3, width=2, stages=1), other, ckpt_path=path, verbose=False)
+        else:
+            loaded = KMUNet.load_from_checkpoint(path, weights_only=True)
+            (figures,) = fresh.test(loaded, other, verbose=False)
+        assert figures == pytest.approx(right), given
+        said = capsys.readouterr().out
+        assert "data.normalize: 'dataset' from the checkpoint (the configuration had 'none')" in said
+        assert other.reading == data.reading
+    torch.load(path, weights_only=True)
+
+
+def test_origins_in_raw_intensities_do_not_meet_normalised_pictures(nuclei: Path, tmp_path: Path) -> None:
+    data = SegmentationDataModule(str(nuclei), masks_are="instances", batch_size=2)
+    trainer = Trainer(**QUIET, default_root_dir=tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.deep_mean, model\.origin_lr: .*data\.normalize: zscore"):
+        trainer.fit(KOriginsSegmentation(rfl=8, num_classes=3, width=2), data)
+    fitting = KOriginsSegmentation(rfl=8, num_classes=3, width=2, deep_mean=0.0, deep_std=1.0, origin_lr=0.01)
+    trainer.fit(fitting, data)
+    assert float(fitting.network.origin_parameters()[0].abs().max()) < 20
+
+
+@pytest.mark.parametrize("model", [KMUNet(width=2, stages=1), KOriginsSegmentation(width=2, origins="random")])
+def test_pictures_that_a_network_cannot_take_are_named(model: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model\.in_channels: expected pictures \(B, 1, H, W\), got \(2, 3, 8, 8\)"):
+        model(torch.zeros(2, 3, 8, 8))
+    with pytest.raises(ConfigError, match=r"expected torch\.float32, got torch\.float64; convert it"):
+        model(torch.zeros(2, 1, 8, 8, dtype=torch.float64))
+
+
+# ---------------------------------------------------------------------- any size
+
+
+@pytest.mark.parametrize("size", [(37, 50), (16, 24), (9, 15)])
+def test_pictures_of_any_size_are_reflected_and_cut_back(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    for model, stride in (
+        (KOriginsSegmentation(rfl=38, width=2, origins="random"), 8),
+        (KMUNet(width=2, stages=2), 4),
+    ):
+        model.eval()
+        image = torch.rand(2, 1, *size) * 20000
+        padded = np.pad(image.numpy(), [(0, 0), (0, 0), *((0, -side % stride) for side in size)], mode="reflect")
+        with torch.no_grad():
+            expected = model(torch.from_numpy(padded))[..., : size[0], : size[1]]
+            assert torch.equal(model(image), expected)
+            with pytest.raises(ConfigError, match=rf"poolings need images of at least {stride} x {stride}, got 3 x 9"):
+                model(image[..., :3, :9])
+
+
+def test_an_eight_bit_picture_of_one_kind_is_written_with_its_own_name(tmp_path: Path) -> None:
+    Image.fromarray(np.full((9, 7), 200, np.uint8)).save(tmp_path / "a b ä.png")
+    data = SegmentationDataModule(str(tmp_path), normalize="none", batch_size=1)
+    trainer = Trainer(**QUIET, callbacks=[PredictionWriter(str(tmp_path / "out"))], default_root_dir=tmp_path)
+    trainer.predict(Threshold(width=2, stages=1), data, return_predictions=False)
+    assert tifffile.imread(tmp_path / "out" / "a b ä_mask.tif").tolist() == [[255] * 7] * 9
