@@ -17,6 +17,7 @@ NAMES = dict(config_names())
 # an overlay changes another configuration; these are what it is tried on
 BASES = {
     "korigins/overlays": ("korigins/e2_krfl18", "korigins/e1_rfl18"),
+    "kmunet/overlays": ("kmunet/dsb2018",),
     "master_key/overlays": ("master_key/tiny_imagenet_20",),
     "finola/overlays": ("finola/tiny_imagenet",),
     "trainer": ("korigins/quickstart",),

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import pictures
-from benchmarks.tables import _BLOCK, RENDERERS, pages, whole
+from benchmarks.tables import BLOCK, RENDERERS, pages, whole
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda p: p.name)
@@ -12,7 +12,7 @@ def test_a_page_shows_exactly_what_its_csv_files_hold(page) -> None:
 
 
 def test_every_table_is_shown_somewhere() -> None:
-    shown = {match["name"] for page in pages() for match in _BLOCK.finditer(page.read_text())}
+    shown = {match["name"] for page in pages() for match in BLOCK.finditer(page.read_text())}
     assert shown == set(RENDERERS)
 
 

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from rich.table import Table
 from framework.commands.cli import RUNS
 from framework.commands.study_cell import BUSY, DONE, STOPPED, cell_command, cell_folder, run_in_process
 from framework.commands.study_plan import Cell, Study, load_study, study_names
+from framework.commands.study_record import Kept
 from framework.commands.study_rows import keys_of, read_rows
 from framework.errors import ConfigError
 from framework.provenance import portable
@@ -40,7 +41,7 @@ def run(args: Sequence[str]) -> int:
             console.print(f"{'there' if done else 'to do'}  {cell_command(study, cell)}", soft_wrap=True, markup=False)
         return 0
     warn_of_other_settings(study, out, console)
-    command = shlex.join(portable(["framework", "study", *_without_jobs(args)]))
+    command = shlex.join(portable(["framework", "study", *whole_command(args)]))
     runner = Runner(study, out, command, modules, options.jobs, console)
     status = runner.run(cells)
     console.print(result_table(study, out))
@@ -66,14 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _without_jobs(args: Sequence[str]) -> list[str]:
-    """The words of a row's command: how many cells ran at once is no part of it."""
-    words = iter(args)
-    kept = []
-    for word in words:
-        if word == "--jobs":
-            next(words, None)
-        elif not word.startswith("--jobs="):
+def whole_command(args: Sequence[str]) -> list[str]:
+    """The words of a row's command: which cells were chosen and how many ran at once are no part of it."""
+    kept, dropping = [], False
+    for word in args:
+        if word.startswith("-"):
+            dropping = word.split("=")[0] in ("--jobs", "--only")
+        if not dropping:
             kept.append(word)
     return kept
 
@@ -146,6 +146,7 @@ class Runner:
         self.failed: list[Cell] = []
         self.took: list[float] = []
         self.context = _processes()
+        self.stopping = self.context.Event()
 
     def run(self, cells: Sequence[Cell]) -> int:
         """Runs what is left of these cells; the exit status."""
@@ -175,7 +176,7 @@ class Runner:
         yield [cell for cell in cells if cell.key["seed"] == first]
         axis, kept = self.study.choose
         later = [cell for cell in cells if cell.key["seed"] != first]
-        best = best_labels(read_rows(self.out), axis, kept.figure, kept.best, self.study.columns, first)
+        best = best_labels(read_rows(self.out), axis, kept, self.study.columns, first)
         chosen = [c for c in later if best.get(_others(c.key, axis, self.study.columns)) == c.key[axis]]
         self.bar.update(self.task, total=len(cells) - len(later) + len(chosen))
         yield chosen
@@ -202,7 +203,7 @@ class Runner:
             raise
 
     def _start(self, cell: Cell) -> BaseProcess:
-        arguments = (self.study, cell, self.out, self.command, self.modules)
+        arguments = (self.study, cell, self.out, self.command, self.modules, self.stopping)
         process = self.context.Process(target=run_in_process, args=arguments)  # type: ignore[attr-defined]
         process.start()
         return process
@@ -238,6 +239,7 @@ class Runner:
 
     def _stop(self, processes: Iterator[BaseProcess]) -> None:
         """Hands Ctrl-C on, and waits for the checkpoints; a second Ctrl-C does not wait."""
+        self.stopping.set()
         alive = [process for process in processes if process.is_alive()]
         for process in alive:
             with contextlib.suppress(ProcessLookupError):
@@ -256,16 +258,18 @@ def _processes() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _others(key: dict[str, str], axis: str, columns: Sequence[str]) -> tuple[str, ...]:
+def _others(key: Mapping[str, str], axis: str, columns: Sequence[str]) -> tuple[str, ...]:
     return tuple(key[c] for c in columns if c not in (axis, "seed"))
 
 
-def best_labels(rows, axis, figure, best, columns, first) -> dict[tuple[str, ...], str]:  # type: ignore[no-untyped-def]
+def best_labels(
+    rows: Sequence[Mapping[str, str]], axis: str, kept: Kept, columns: Sequence[str], first: str
+) -> dict[tuple[str, ...], str]:
     """The best label of an axis for every combination of the others, by the first seed's mean of a column."""
     values: dict[tuple[str, ...], dict[str, list[float]]] = {}
     for row in rows:
         if row["seed"] == first:
             group = values.setdefault(_others(row, axis, columns), {})
-            group.setdefault(row[axis], []).append(float(row[figure]))
+            group.setdefault(row[axis], []).append(float(row[kept.figure]))
     means = {key: {name: sum(v) / len(v) for name, v in group.items()} for key, group in values.items()}
-    return {key: best(group) for key, group in means.items()}
+    return {key: kept.best(group) for key, group in means.items()}

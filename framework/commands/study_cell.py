@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from framework.commands.cli import RUNS
 from framework.commands.precedence import load_checkpoint
 from framework.commands.run_folder import next_version
 from framework.commands.study_plan import Cell, Study
-from framework.commands.study_record import RunRecord
+from framework.commands.study_record import MissingFigure, RunRecord
 from framework.commands.study_rows import add_rows, keys_of, locked, read_rows
 from framework.errors import ConfigError, FrameworkError
 from framework.main import main
@@ -50,7 +51,7 @@ def cell_command(study: Study, cell: Cell) -> str:
     return shlex.join(portable(["framework", "fit" if study.fit else "test", *cell.words]))
 
 
-def run_in_process(study: Study, cell: Cell, out: Path, command: str, modules: list[str]) -> None:
+def run_in_process(study: Study, cell: Cell, out: Path, command: str, modules: list[str], stopping: Event) -> None:
     """The body of a cell's process; ends it with one of the exit statuses above."""
     # Ctrl-C reaches the terminal's whole group; the study hands it on, once.
     os.setsid()
@@ -66,7 +67,7 @@ def run_in_process(study: Study, cell: Cell, out: Path, command: str, modules: l
         try:
             for module in modules:
                 importlib.import_module(module)
-            status = run_cell(study, cell, out, command)
+            status = run_cell(study, cell, out, command, stopping)
         except KeyboardInterrupt:
             status = STOPPED
         except SystemExit as end:
@@ -96,7 +97,7 @@ def _end_with_the_study() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def run_cell(study: Study, cell: Cell, out: Path, command: str) -> int:
+def run_cell(study: Study, cell: Cell, out: Path, command: str, stopping: Event) -> int:
     """Runs a cell and adds its rows, unless they are there or another process runs it."""
     folder = cell_folder(study, cell, out)
     with locked(folder, wait=False) as mine:
@@ -105,11 +106,16 @@ def run_cell(study: Study, cell: Cell, out: Path, command: str) -> int:
         if tuple(cell.key.values()) in keys_of(read_rows(out), study.columns):
             return DONE
         where = environment()
-        rows, costs = _function_rows(study, cell) if study.rows is not None else _fit_rows(study, cell, folder)
+        if study.rows is not None:
+            rows, costs = _function_rows(study, cell)
+        else:
+            rows, costs = _fit_rows_or_again(study, cell, folder)
+        if stopping.is_set():
+            # what a fit gives that Ctrl-C ended is not the cell's
+            return STOPPED
         tail = {**costs, **where, "command": command, "run": cell_command(study, cell)}
         add_rows(out, [{**cell.key, **row, **tail} for row in rows], study.columns, study.order())
-        for version in folder.glob("version_*"):
-            (version / "finished").touch()
+        close(folder)
     return DONE
 
 
@@ -132,6 +138,24 @@ def _function_rows(study: Study, cell: Cell) -> tuple[list[dict[str, Any]], dict
     return rows, _costs(time.monotonic() - start, time.process_time() - processor)
 
 
+def _fit_rows_or_again(study: Study, cell: Cell, folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """A cell that was cut after its last epoch misses what a run writes at its end: then it starts again."""
+    resumed = bool(checkpoints(folder, "last"))
+    try:
+        return _fit_rows(study, cell, folder)
+    except MissingFigure:
+        if not resumed:
+            raise
+    close(folder)
+    return _fit_rows(study, cell, folder)
+
+
+def close(folder: Path) -> None:
+    """Marks a cell's runs as ones that nothing goes on from."""
+    for version in folder.glob("version_*"):
+        (version / "finished").touch()
+
+
 def _fit_rows(study: Study, cell: Cell, folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
     name = folder.relative_to(RUNS).as_posix()
     common = [f"--name={name}", *_QUIET]
@@ -139,7 +163,7 @@ def _fit_rows(study: Study, cell: Cell, folder: Path) -> tuple[list[dict[str, An
     if study.fit:
         words = [*cell.words, *common, f"--trainer.callbacks+={_RECORD}"]
         record, cli = _fit(words, next(reversed(checkpoints(folder, "last")), None))
-    curves: dict[str, list[tuple[int, float]]] = dict(record.curves)
+    curves: dict[str, list[tuple[int, float]]] = {**_logged(folder), **record.curves} if study.fit else {}
     parameters = record.parameters
     for test, extra in study.tests.items():
         weights = [f"--ckpt_path={chosen_checkpoint(folder, study.checkpoint)}"] if study.fit else []
@@ -221,6 +245,21 @@ def _table_rows(table: tuple[str, dict[str, str]], folder: Path) -> Iterator[dic
     written = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
     for record in written:
         yield {column: record.get(source, "") for column, source in columns.items()}
+
+
+def _logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What an unfinished cell's runs wrote to `metrics.csv`: figures that only loggers get, at the end of a fit."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted(folder.glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime):
+        if not (path.parent / "finished").exists():
+            table = pd.read_csv(path)
+            for name in table.columns.difference(["epoch", "step"]):
+                values = table[[name, *table.columns.intersection(["epoch"])]].dropna(subset=[name])
+                epochs = values["epoch"].ffill().fillna(0) if "epoch" in values else [0] * len(values)
+                curves.setdefault(name, []).extend(
+                    (int(e) + 1, float(v)) for e, v in zip(epochs, values[name], strict=True)
+                )
+    return curves
 
 
 def _epochs(curves: Mapping[str, list[tuple[int, float]]]) -> int:

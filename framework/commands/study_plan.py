@@ -146,6 +146,7 @@ def _fit_cells(name: str, content: Mapping[str, Any], extra: Sequence[str]) -> I
     for config in base:
         find_config(config)
     seeds = content.get("seeds", [0])
+    read: dict[str, dict[str, Any]] = {}
     for seed, choices in itertools.product(seeds, list(_product(name, content.get("axes") or {}))):
         key = {axis: label for axis, (label, _) in choices.items()} | {"seed": str(seed)}
         if _skipped(key, content.get("skip") or []):
@@ -156,7 +157,9 @@ def _fit_cells(name: str, content: Mapping[str, Any], extra: Sequence[str]) -> I
             settings |= {k: v for k, v in changes.items() if k != "-c"}
         words = [word for config in configs for word in ("-c", config)]
         words += [assign(k, v) for k, v in settings.items()]
-        words += [word for word in seed_words(configs, seed) if word.split("=")[0].removeprefix("--") not in settings]
+        words += [
+            word for word in seed_words(configs, seed, read) if word.split("=")[0].removeprefix("--") not in settings
+        ]
         yield Cell(key, (*words, *extra))
 
 
@@ -210,17 +213,32 @@ def assign(key: str, value: Any) -> str:
     return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def seed_words(configs: Sequence[str], seed: int) -> list[str]:
-    """`--seed_everything`, and `--data.seed` and `--model.seed` where the classes have such an argument."""
+def seed_words(configs: Sequence[str], seed: int, read: dict[str, dict[str, Any]]) -> list[str]:
+    """`--seed_everything`, and `--data.seed` and `--model.seed` where the classes have such an argument.
+
+    Args:
+        configs: of the cell, as `-c` takes them.
+        seed: of the cell.
+        read: configurations that were read before, by name; the others are added.
+    """
     words = [f"--seed_everything={seed}"]
     for section, package in (("data", "datamodules"), ("model", "models")):
         path = None
-        for config in configs:
-            values = (yaml.safe_load(find_config(config).read_text()) or {}).get(section) or {}
+        for content in itertools.chain.from_iterable(_contents(config, read) for config in configs):
+            values = content.get(section) or {}
             path = values if isinstance(values, str) else values.get("class_path", path)
         if path and "seed" in _argument_names(path, package):
             words.append(f"--{section}.seed={seed}")
     return words
+
+
+def _contents(config: str, read: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A configuration, after those that it builds on."""
+    if config not in read:
+        read[config] = yaml.safe_load(find_config(config).read_text()) or {}
+    for base in _listed(read[config].get("base") or []):
+        yield from _contents(base, read)
+    yield read[config]
 
 
 def _argument_names(path: str, package: str) -> set[str]:
@@ -228,7 +246,15 @@ def _argument_names(path: str, package: str) -> set[str]:
     found = getattr(importlib.import_module(module or package), name, None)
     if found is None:
         raise ConfigError(f"{path}: there is no such class in {module or package}")
-    return {p for base in found.__mro__ if base is not object for p in inspect.signature(base.__init__).parameters}
+    names: set[str] = set()
+    for base in found.__mro__:
+        if "__init__" in base.__dict__:
+            parameters = inspect.signature(base.__init__).parameters
+            names |= set(parameters)
+            # a base's arguments only where they can be handed on
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+                break
+    return names
 
 
 def _tests(given: Any) -> dict[str, tuple[str, ...]]:

@@ -26,6 +26,10 @@ _SIGNS: dict[str, Callable[[float, float], bool]] = {
 }
 
 
+class MissingFigure(ConfigError):
+    """A study keeps what its runs do not have."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Kept:
     """`val/iou max`, `val/loss last`, `val/iou first >= 0.99` (the epoch, or `> N` when it was never), `test/psnr`."""
@@ -58,11 +62,11 @@ class Kept:
         """The number that is kept.
 
         Raises:
-            ConfigError: the run has no such figure.
+            MissingFigure: the run has no such figure.
         """
         curve = curves.get(self.figure)
         if not curve:
-            raise ConfigError(f"keep: the run has no figure {self.figure}; there are {', '.join(sorted(curves))}")
+            raise MissingFigure(f"keep: the run has no figure {self.figure}; there are {', '.join(sorted(curves))}")
         values = [value for _, value in curve]
         if self.what == "first":
             reached = [epoch for epoch, value in curve if _SIGNS[self.sign](value, self.goal)]

@@ -1,4 +1,4 @@
-"""A callback that kills the study and its cell with -9 in the middle of a fit, once."""
+"""A callback that cuts a study in the middle of a fit, once."""
 
 import os
 import signal
@@ -9,11 +9,18 @@ from lightning.pytorch.callbacks import Callback
 
 
 class KillOnce(Callback):
-    """At the start of an epoch of the second cell, unless the file `killed` is there."""
+    """In an epoch of the second cell, unless the file `killed` is there, as the file `how` says.
+
+    SIGKILL takes the study and the cell; SIGINT is Ctrl-C: the terminal sends it to the study, which hands it on.
+    """
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rows = Path("out.csv")
-        if trainer.current_epoch == 2 and rows.is_file() and not Path("killed").exists():
-            Path("killed").touch()
-            os.kill(os.getppid(), signal.SIGKILL)
-            os.kill(os.getpid(), signal.SIGKILL)
+        if trainer.current_epoch != 2 or not Path("out.csv").is_file() or Path("killed").exists():
+            return
+        Path("killed").touch()
+        how = signal.Signals[Path("how").read_text()]
+        os.kill(os.getppid(), how)
+        if how == signal.SIGKILL:
+            os.kill(os.getpid(), how)
+        # the study hands the signal on while this epoch goes on
+        signal.sigtimedwait([signal.SIGUSR1], 5)

@@ -1,18 +1,21 @@
 """`framework study`: what it runs, what it keeps, and that nothing it suffers changes the CSV."""
 
 import csv
+import inspect
 import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from framework.commands import study as study_module
 from framework.commands.study import best_labels, run
+from framework.commands.study_cell import chosen_checkpoint, named
 from framework.commands.study_plan import find_study, load_study, study_names
-from framework.commands.study_record import Kept
+from framework.commands.study_record import Kept, RunRecord
 from framework.commands.study_rows import add_rows, read_rows
 from framework.errors import ConfigError
 from framework.main import main
@@ -58,10 +61,14 @@ def figures(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=TIMES)
 
 
-def test_a_study_killed_in_a_cell_and_started_again_has_the_rows_of_one_that_was_not(here: Path) -> None:
-    killed = in_process("tiny.yaml", "--out", "out.csv")
-    killed.join()
-    assert killed.exitcode == -9
+@pytest.mark.parametrize(("how", "status"), [("SIGKILL", -9), ("SIGINT", 0)])
+def test_a_study_cut_in_a_cell_and_started_again_has_the_rows_of_one_that_was_not(
+    here: Path, how: str, status: int
+) -> None:
+    (here / "how").write_text(how)
+    cut = in_process("tiny.yaml", "--out", "out.csv")
+    cut.join()
+    assert cut.exitcode == status
     assert len(read_rows(here / "out.csv")) == 1
     assert run(["tiny.yaml", "--out", "out.csv"]) == 0
     # the cell that was killed went on from its checkpoint, in another folder of its runs
@@ -177,7 +184,7 @@ def test_later_seeds_run_at_the_first_seeds_best_label() -> None:
     ]
     rows.append({"variant": "b", "rate": "2", "seed": "1", "psnr": "9"})
     kept = Kept.parse("choose.by", "psnr max")
-    assert best_labels(rows, "rate", "psnr", kept.best, columns, "0") == {("a",): "2", ("b",): "1"}
+    assert best_labels(rows, "rate", kept, columns, "0") == {("a",): "2", ("b",): "1"}
 
 
 def test_only_and_skip_leave_cells_out(here: Path) -> None:
@@ -225,3 +232,53 @@ def test_every_shipped_study_can_be_planned(name: str) -> None:
     keys = study.order()
     assert keys
     assert len(set(keys)) == len(keys)
+
+
+def test_the_example_of_the_page_is_a_study(here: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "studies.md"
+    (here / "page.yaml").write_text(page.read_text().split("```yaml\n")[1].split("```")[0])
+    study = load_study("page.yaml")
+    # the K-network has no batch norm
+    assert len(study.cells) == 3 * 2 * 3
+    assert study.cells[0].words == (
+        *("-c", "korigins/e1_rfl18", "--trainer.max_epochs=15", "--data.side=96"),
+        *("--model.optimizer.init_args.lr=0.001", "--seed_everything=0", "--data.seed=0"),
+    )
+    words = next(cell.words for cell in study.cells if cell.key["network"] == "KRFL18")
+    assert words[:4] == ("-c", "korigins/e1_rfl18", "-c", "korigins/e2_krfl18")
+
+
+@pytest.mark.parametrize("name", [name for name, _ in study_names()])
+def test_every_shipped_study_names_what_there_is(name: str) -> None:
+    study = load_study(name)
+    for function in (study.rows, study.measure):
+        if function is not None:
+            assert callable(named(function))
+    if study.rows is not None:
+        parameters = inspect.signature(named(study.rows)).parameters
+        assert all(set(cell.arguments) == set(parameters) for cell in study.cells)
+
+
+def test_the_best_checkpoint_of_a_resumed_run_is_the_best_of_its_parts(tmp_path: Path) -> None:
+    key = "ModelCheckpoint{'monitor': 'val/iou', 'mode': 'max'}"
+    for version, score in ((0, 0.7), (1, 0.9), (2, 0.8)):
+        path = tmp_path / f"version_{version}" / "checkpoints" / "best.ckpt"
+        path.parent.mkdir(parents=True)
+        torch.save({"state_dict": {}, "callbacks": {key: {"best_model_score": torch.tensor(score)}}}, path)
+    assert chosen_checkpoint(tmp_path, "best").parts[-3] == "version_1"
+    # a run whose row is written is over
+    (tmp_path / "version_1" / "finished").touch()
+    assert chosen_checkpoint(tmp_path, "best").parts[-3] == "version_2"
+    with pytest.raises(ConfigError, match="the run wrote no last"):
+        chosen_checkpoint(tmp_path, "last")
+
+
+def test_a_run_record_goes_on_where_its_state_was() -> None:
+    record, again = RunRecord(), RunRecord()
+    record.curves = {"val/iou": [(1, 0.5), (2, 0.6)]}
+    record.parameters, record.steps = 7, 20
+    record.load_state_dict({**record.state_dict(), "seconds": [100.0, 50.0]})
+    again.load_state_dict(record.state_dict())
+    assert (again.curves, again.parameters, again.steps) == (record.curves, 7, 20)
+    assert 100 <= again.seconds[0] < 110
+    assert 50 <= again.seconds[1] < 60

@@ -1,0 +1,99 @@
+"""Tables of docs/korigins.md."""
+
+from benchmarks.tables.common import markdown, provenance, read, spread, table
+
+
+def headline() -> str:
+    """The README's figure."""
+    epochs = read("korigins_epochs").query("rfl == '18'").groupby("variant")["epochs_to_goal"].agg(", ".join)
+    return (
+        f"epochs to 0.99 IoU, three seeds: KRFL18 {epochs['K-Origins, first level only']}; plain {epochs['plain']}; "
+        f"plain with BatchNorm {epochs['plain, BatchNorm']}"
+    )
+
+
+@table
+def korigins_summary() -> str:
+    """One row per experiment: the paper's claim and our figure."""
+    epochs, e5 = read("korigins_epochs"), read("korigins_e5")
+
+    def ours(variant: str) -> str:
+        group = epochs[epochs["variant"] == variant]
+        parts = [
+            f"{'K' if variant.startswith('K-') else ''}RFL{rfl}: {', '.join(g.sort_values('seed')['epochs_to_goal'])}"
+            for rfl, g in group.groupby("rfl", sort=False)
+        ]
+        return "; ".join(parts)
+
+    def seconds(variant: str) -> str:
+        return spread(epochs[epochs["variant"] == variant]["wall_s"], 0) + " s a run"
+
+    best = {row["variant"]: f"{row['variant']} {float(row['best_iou']):.3f}" for _, row in e5.iterrows()}
+    first, every = "K-Origins, first level only", "K-Origins, every level"
+    not_run = "configuration, not run"
+    plain_trend = "about 10 epochs, and only with a field above the object's size"
+    rows = [
+        ["E0, one origin", "ends between the two means", not_run, ""],
+        ["E1, plain networks", plain_trend, ours("plain"), seconds("plain")],
+        ["E2, K-networks, first level", "about 3 epochs at any field", ours(first), seconds(first)],
+        ["E2, K-networks, every level", "the same", ours(every), seconds(every)],
+        ["E3, low contrast", "accuracy follows the Hellinger distance", not_run, ""],
+        ["E4, several colours", "near perfect; plain needs a larger field", not_run, ""],
+        ["E5, parameters", "187 k with the layer = 1.4 M without", "best IoU: " + "; ".join(best.values()), ""],
+    ]
+    return markdown(["experiment", "the paper's trend", "ours: epochs to 0.99 IoU, one per seed", "time"], rows)
+
+
+@table
+def korigins_epochs() -> str:
+    """Epochs to the goal per seed, and the best IoU, by variant and network."""
+    frame = read("korigins_epochs")
+    rows = []
+    for (variant, rfl), group in frame.groupby(["variant", "rfl"], sort=False):
+        group = group.sort_values("seed")
+        name = f"{'K' if variant.startswith('K-') else ''}RFL{rfl}"
+        rows.append([variant, name, group["parameters"].iloc[0], ", ".join(group["epochs_to_goal"]),
+                     spread(group["best_iou"]), spread(group["wall_s"], 0)])  # fmt: skip
+    rows.sort(key=lambda row: (int(row[1].lstrip("KRFL")) != 18, 0))
+    header = ["variant", "network", "parameters", "epochs to 0.99 IoU, one per seed", "best IoU", "seconds a run"]
+    return markdown(header, rows) + provenance(frame)
+
+
+@table
+def korigins_e5() -> str:
+    """Parameter efficiency at a reduced size."""
+    frame = read("korigins_e5")
+    rows = []
+    for variant, group in frame.groupby("variant", sort=False):
+        rows.append([str(variant), group["parameters"].iloc[0], ", ".join(group.sort_values("seed")["epochs_to_goal"]),
+                     spread(group["best_iou"]), spread(group["last_iou"]), spread(group["wall_s"], 0)])  # fmt: skip
+    header = ["network", "parameters", "epochs to goal", "best IoU", "last IoU", "seconds a run"]
+    return markdown(header, rows) + provenance(frame)
+
+
+@table
+def fold_korigins() -> str:
+    """Folding: error and time against the plain network."""
+    frame = read("fold_korigins")
+    columns = {
+        "network": "network",
+        "error_of_largest_logit": "error / largest logit",
+        "plain_ms": "plain, ms",
+        "folded_ms": "folded, ms",
+        "k_network_ms": "K-network, ms",
+        "folded_over_plain": "folded / plain",
+        "k_network_over_plain": "K-network / plain",
+    }
+    return markdown(list(columns.values()), frame[list(columns)].to_numpy().tolist()) + provenance(frame)
+
+
+@table
+def squares_generation() -> str:
+    """Images per second of generation beside the training step."""
+    frame = read("squares_generation")
+    works = list(frame["work"].unique())
+    rows = []
+    for (preset, side), group in frame.groupby(["preset", "side"], sort=False):
+        by_work = dict(zip(group["work"], group["images_per_s_median"], strict=True))
+        rows.append([str(preset), str(side), *(f"{float(by_work[w]):,.0f}" for w in works)])
+    return markdown(["preset", "side", *(f"{w}, images/s" for w in works)], rows) + provenance(frame)
