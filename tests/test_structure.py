@@ -34,8 +34,6 @@ TOO_LONG: dict[str, int] = {
     "framework/method.py": 404,
     "framework/method.py::BaseMethod": 298,
     "models/master_key/method.py::__init__": 61,
-    "benchmarks/finola_study.py::reconstruction": 76,
-    "benchmarks/tables.py": 570,
 }
 
 
