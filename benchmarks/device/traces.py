@@ -18,7 +18,7 @@ from benchmarks.device.methods import METHODS, on_device, prepared, stepper
 
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
 #: a trace is kept when its compressed file is below this, bytes
-KEPT = 2 * 2**20
+KEPT = 2**18
 
 
 def run(name: str, args: argparse.Namespace) -> None:

@@ -50,9 +50,10 @@ def _check_nulls(class_path: str, arguments: Mapping[str, Any], key: str) -> Non
         except (NameError, TypeError):  # annotations that need names of their module only
             continue
         parameters = inspect.signature(kind.__init__).parameters
-        for name in nulls:
-            if name in parameters and parameters[name].default is not None and hints.get(name) in _NEEDED:
+        for name in [name for name in nulls if name in parameters]:
+            if parameters[name].default is not None and hints.get(name) in _NEEDED:
                 raise ConfigError(f"{key}.{name}: got null, expected {_NEEDED[hints[name]]}")
+            nulls.remove(name)  # the nearest class that names it decides; its base may ask for more
 
 
 def _imported(class_path: str) -> Any:
