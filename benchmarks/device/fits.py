@@ -58,7 +58,8 @@ FITS = [
         "MobileNet, filters replaced",
         "master_key/mobilenetv2",
         (
-            *("--data.root={data}/imagenet_sample_256", "--data.batch_size=64", "--data.num_workers=8"),
+            *("--data.root={data}/imagenet_sample_256", "--data.partial=true", "--data.batch_size=64"),
+            "--data.num_workers=8",
             "--model.checkpoint={data}/mobilenetv2_imagenet/mobilenet_v2.fp16.safetensors",
             "--trainer.callbacks.init_args.filters_file={data}/masterkey/mk_filters.npz",
         ),
