@@ -172,7 +172,7 @@ class SplinePruning(Callback):
         for optimizer in trainer.optimizers:
             optimizer.zero_grad()
         edges = sum(layer.mask.numel() for layer in layers.values())
-        removed = 1 - sum(int(layer.mask.sum()) for layer in layers.values()) / edges
+        removed = 1 - sum(int(layer.live.sum()) for layer in layers.values()) / edges
         live = sum(layer.live_parameters() for layer in layers.values())
         for logger in trainer.loggers:
             figures = {"prune/removed": removed, "prune/function_change": change, "prune/live_parameters": float(live)}
@@ -186,7 +186,7 @@ class SplinePruning(Callback):
         gone, total = 0.0, 0.0
         for name, layer in layers.items():
             energy = layer.edge_strength(self._moments[name]).square().cpu()
-            gone += float(energy[layer.mask.cpu() & ~keep[name]].sum())
+            gone += float(energy[layer.live.cpu() & ~keep[name]].sum())
             total += float(energy.sum())
         return (gone / max(total, 1e-300)) ** 0.5
 

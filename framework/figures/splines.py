@@ -56,7 +56,7 @@ def edge_strength_maps(layers: Shown) -> Figure:
     figure, axes = _panels(layers, 3.1, 2.3)
     for axis, (name, (layer, moments)) in zip(axes, layers.items(), strict=False):
         strength = layer.edge_strength(moments).flatten(1).cpu().numpy()
-        alive = layer.mask.flatten(1).cpu().numpy()
+        alive = layer.live.flatten(1).cpu().numpy()
         shown = np.ma.masked_where(~alive, strength)
         axis.set_facecolor("0.8")
         axis.imshow(shown, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0)

@@ -70,7 +70,7 @@ _MOVED = {
     "scale_space_conv": "filters.scale_space_conv",
     "siren": "coordinates.siren",
     "spline_expansion": "splines.expansion",
-    "spline_layer": "splines.layer splines.coefficients",
+    "spline_layer": "splines.layer splines.coefficients splines.stored",
     "spline_moments": "splines.moments",
     "spline_optimizer": "splines.optimizer",
     "spline_pruning": "splines.pruning",

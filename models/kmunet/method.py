@@ -16,9 +16,9 @@ from framework.method import ADAM, LOSS_CHECK_EVERY, BaseMethod, Batch, Split
 from framework.metrics import overlap_metrics
 from framework.nn import KOrigins, SplineLayer, observe, spline_layers
 from framework.nn.splines.bspline import Tail
-from framework.nn.splines.coefficients import transfer_matrix
 from framework.nn.splines.expansion import Base, Implementation
 from framework.nn.splines.optimizer import map_moments
+from framework.nn.splines.stored import transfer_matrix
 from framework.tiling import TileSize
 from models.kmunet.network import KMUNetwork, Up
 from models.segmentation import Loss, check_classes, check_images, predicted_classes, segmentation_loss

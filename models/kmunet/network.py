@@ -208,14 +208,14 @@ class KMUNetwork(nn.Module):
             for consumer, at in self.consumers[name]:
                 conv = self.units[consumer].conv if consumer != "head" else None
                 if isinstance(conv, SplineLayer):
-                    alive |= conv.mask[:, at : at + channels].cpu().transpose(0, 1).flatten(1).any(1)
+                    alive |= conv.live[:, at : at + channels].cpu().transpose(0, 1).flatten(1).any(1)
                 else:
                     alive[:] = True
             if not alive.any():
                 alive[0] = True
             kept[name] = alive.nonzero().flatten()
             if isinstance(unit.conv, KANConv2d):
-                used = unit.conv.mask.cpu()[kept[name]].any(0).any(0)
+                used = unit.conv.live.cpu()[kept[name]].any(0).any(0)
                 height, wide = _needed(used.any(1)), _needed(used.any(0))
             shape.append([len(kept[name]), height, wide])
         return shape, kept

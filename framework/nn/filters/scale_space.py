@@ -92,21 +92,21 @@ def difference_matrix(kind: Difference, size: int, boundary: Boundary = "reflect
         ConfigError: an unknown kind or boundary.
     """
     _check_difference(kind, boundary)
-    return _difference_matrix(kind, size, boundary).clone()
+    return torch.tensor(difference_rows(kind, size, boundary), dtype=torch.float64)
 
 
 @functools.cache
-def _difference_matrix(kind: Difference, size: int, boundary: Boundary) -> Tensor:
-    wide = torch.zeros(size, size + 2, dtype=torch.float64)
-    for offset, tap in enumerate(TAPS[kind]):
-        wide[torch.arange(size), torch.arange(size) + offset] += tap
+def difference_rows(kind: Difference, size: int, boundary: Boundary) -> list[list[float]]:
+    """The rows of `difference_matrix` as numbers: a tensor kept here could be one of an exporter's or a fake mode."""
+    wide = [[0.0] * i + list(TAPS[kind]) + [0.0] * (size - 1 - i) for i in range(size)]
     if boundary == "exact":
         return wide
-    matrix = wide[:, 1:-1].clone()
+    rows = [row[1:-1] for row in wide]
     if boundary == "reflect":
-        matrix[:, 0] += wide[:, 0]
-        matrix[:, -1] += wide[:, -1]
-    return matrix
+        for row, full in zip(rows, wide, strict=True):
+            row[0] += full[0]
+            row[-1] += full[-1]
+    return rows
 
 
 def _check_difference(kind: str, boundary: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from framework.errors import ConfigError
 from framework.nn.filters.banks import match_filters
 from framework.nn.filters.dictionaries import dictionary, dictionary_parameters
-from framework.nn.filters.key_filters import COUNT, key_filter
+from framework.nn.filters.key_filters import COUNT, key_filter, key_filters_at
 from framework.nn.filters.scale_space import check_odd, remove_mean
 
 _MIN_SIGMA = 1e-3
@@ -111,14 +111,6 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
         self.scale = nn.Parameter(torch.as_tensor(scale).float().expand(channels).clone(), trainable)
         self.offset = nn.Parameter(torch.as_tensor(offset).float().expand(channels).clone(), trainable)
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
-        self._group_channels()
-        self.register_load_state_dict_post_hook(lambda layer, _: layer._group_channels())
-
-    def _group_channels(self) -> None:
-        # every operator's kernels are computed together, and then put into the order of the channels
-        members = [torch.nonzero(self.operator.cpu() == i).flatten().tolist() for i in range(1, COUNT + 1)]
-        self._groups = [(i, channels) for i, channels in enumerate(members, start=1) if channels]
-        self._order = torch.tensor([c for _, channels in self._groups for c in channels]).argsort().tolist()
 
     @property
     def sigma(self) -> Tensor:
@@ -137,12 +129,8 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
             sigma = sigma + _MIN_SIGMA
             window = max(self.kernel_size, 7)
             cut = (window - self.kernel_size) // 2
-            shapes = []
-            for index, members in self._groups:
-                first, second = sigma[members, 0], None if index == 7 else sigma[members, 1]
-                full = key_filter(index, first, second, size=window, points=16 * window)
-                shapes.append(remove_mean(full[:, cut : window - cut, cut : window - cut]))
-            shape = torch.cat(shapes)[self._order]
+            full = key_filters_at(self.operator, sigma[:, 0], sigma[:, 1], window, points=16 * window)
+            shape = remove_mean(full[:, cut : window - cut, cut : window - cut])
             kernel = self.scale[:, None, None] * shape + self.offset[:, None, None]
         return kernel.unsqueeze(1).to(self.scale.dtype)
 
@@ -241,7 +229,6 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
         self.raw_sigma.copy_(_inverse_softplus(sigmas.flatten(0, 1)[match.index]))
         self.scale.copy_(match.scale)
         self.offset.copy_(match.offset)
-        self._group_channels()
 
     def extra_repr(self) -> str:
         """Size and geometry."""

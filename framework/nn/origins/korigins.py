@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
+from framework.nn.modes import followed
 from framework.nn.precision import at_least_float32, full_precision
 
 
@@ -111,7 +112,6 @@ class FoldedKOrigins(nn.Module):
         super().__init__()
         self.conv = conv
         self.register_buffer("tap_bias", tap_bias)
-        self._cache: dict[tuple, list[tuple[slice, slice, Tensor]]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve.
@@ -128,59 +128,57 @@ class FoldedKOrigins(nn.Module):
         with full_precision(x):
             conv, bias = self.conv, cast(Tensor, self.conv.bias)
             y = conv._conv_forward(x.to(inner), conv.weight.to(inner), bias.to(inner))
-            for rows, columns, correction in self._border(x.shape[-2], x.shape[-1]):
-                y[:, :, rows, columns].add_(correction)
+            if followed():
+                y = y + self._everywhere(x).to(y)
+            else:
+                for rows, columns, correction in self._border(x.shape[-2], x.shape[-1]):
+                    y[:, :, rows, columns].add_(correction)
         return y.to(dtype)
 
+    def _everywhere(self, x: Tensor) -> Tensor:
+        """The correction of the bias as a map (1, out, H', W'), 0 in the interior: what holds for any size."""
+        (top, bottom, _), (left, right, _) = self._reach(0), self._reach(1)
+        inside = torch.zeros((1, 1, *x.shape[-2:]), dtype=torch.float64, device=x.device)
+        outside = F.pad(inside, (left, right, top, bottom), value=1.0)
+        taps = self.tap_bias.double().unsqueeze(1)
+        return F.conv2d(outside, -taps, None, self.conv.stride, 0, self.conv.dilation)
+
     def _border(self, height: int, width: int) -> list[tuple[slice, slice, Tensor]]:
-        """Corrections of the bias where the kernel reaches out of the image: row slice, column slice, (out, h, w)."""
-        key = (height, width, self.tap_bias.device, self.tap_bias.dtype)
-        if key not in self._cache:
-            if len(self._cache) == 8:  # images of ever new sizes must not fill the memory
-                self._cache.pop(next(iter(self._cache)))
-            self._cache[key] = self._corrections(height, width)
-        return self._cache[key]
+        """The same where it is not 0, made anew from `tap_bias`: row slice, column slice, (out, h, w)."""
+        (rows, top, bottom), (columns, left, right) = self._taps_inside(height, 0), self._taps_inside(width, 1)
+        if top == 0 and bottom == len(rows) and left == 0 and right == len(columns):
+            return []
+        taps = self.tap_bias.double()
+        total = taps.sum((1, 2))[:, None, None]
+        by_row = taps @ columns.T  # (out, kh, W')
+        level = by_row.sum(1, keepdim=True) - total  # where all rows of the kernel lie inside
+        strips = [
+            (slice(0, top), slice(None), rows[:top] @ by_row - total),
+            (slice(bottom, None), slice(None), rows[bottom:] @ by_row - total),
+            (slice(top, bottom), slice(0, left), level[..., :left]),
+            (slice(top, bottom), slice(right, None), level[..., right:]),
+        ]
+        return [(row, column, bias.to(self.tap_bias)) for row, column, bias in strips if bias.numel()]
 
-    def _corrections(self, height: int, width: int) -> list[tuple[slice, slice, Tensor]]:
-        rows, columns = self._taps_inside(height, 0), self._taps_inside(width, 1)
-        top, bottom = _interior(rows)
-        left, right = _interior(columns)
-        taps = self.tap_bias.cpu().double()
-        corrections = []
-        for row, column in (
-            (slice(0, top), slice(None)),
-            (slice(bottom, None), slice(None)),
-            (slice(top, bottom), slice(0, left)),
-            (slice(top, bottom), slice(right, None)),
-        ):
-            bias = torch.einsum("otu,yt,xu->oyx", taps, rows[row], columns[column]) - taps.sum((1, 2))[:, None, None]
-            if bias.numel():
-                corrections.append((row, column, bias.to(self.tap_bias)))
-        return corrections
-
-    def _taps_inside(self, size: int, axis: int) -> Tensor:
-        """(outputs, taps) float64 along one axis: 1 where the kernel element lies inside the image, else 0."""
-        taps, stride, dilation = self.conv.kernel_size[axis], self.conv.stride[axis], self.conv.dilation[axis]
-        span = dilation * (taps - 1)
+    def _reach(self, axis: int) -> tuple[int, int, int]:
+        """Along one axis: padding before and after the image, and pixels from a kernel's first element to its last."""
+        span = self.conv.dilation[axis] * (self.conv.kernel_size[axis] - 1)
         if isinstance(self.conv.padding, str):
             total = span if self.conv.padding == "same" else 0
-            before = total // 2
-        else:
-            before = self.conv.padding[axis]
-            total = 2 * before
-        outputs = (size + total - span - 1) // stride + 1
-        positions = stride * torch.arange(outputs)[:, None] + dilation * torch.arange(taps) - before
-        return ((positions >= 0) & (positions < size)).double()
+            return total // 2, total - total // 2, span
+        return self.conv.padding[axis], self.conv.padding[axis], span
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._cache.clear()
-
-
-def _interior(inside: Tensor) -> tuple[int, int]:
-    """First and one past the last output whose taps all lie inside; both the number of outputs when there is none."""
-    full = inside.all(1).nonzero().flatten().tolist()
-    return (full[0], full[-1] + 1) if full else (len(inside), len(inside))
+    def _taps_inside(self, size: int, axis: int) -> tuple[Tensor, int, int]:
+        """Along one axis: (outputs, taps) float64, 1 where the kernel element lies inside the image, else 0; the first
+        and one past the last output whose taps all do, both the number of outputs when there is none."""
+        before, after, span = self._reach(axis)
+        stride, device = self.conv.stride[axis], self.tap_bias.device
+        outputs = (size + before + after - span - 1) // stride + 1
+        taps = self.conv.dilation[axis] * torch.arange(self.conv.kernel_size[axis], device=device)
+        positions = stride * torch.arange(outputs, device=device)[:, None] + taps - before
+        first, past = -(-before // stride), min(outputs, (size - 1 + before - span) // stride + 1)
+        inside = ((positions >= 0) & (positions < size)).double()
+        return (inside, first, past) if first < past else (inside, outputs, outputs)
 
 
 def fold_korigins(korigins: KOrigins, conv: nn.Conv2d) -> FoldedKOrigins:
@@ -192,7 +190,8 @@ def fold_korigins(korigins: KOrigins, conv: nn.Conv2d) -> FoldedKOrigins:
 
     the zero padding being applied after the subtraction, so that a kernel element outside adds nothing. In the
     interior the last term is one number per output channel and goes into the bias; near the border it is corrected
-    by narrow strips, made once per image size. Everything is summed in float64, then cast to the dtype of ``conv``.
+    by narrow strips, made from `tap_bias` whenever they are needed. Everything is summed in float64, then cast to the
+    dtype of ``conv``.
 
     Args:
         korigins: layer of N channels and K origins.

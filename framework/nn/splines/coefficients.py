@@ -1,27 +1,26 @@
 """Coefficients of splines: allocated once, mapped linearly when the grid changes, stored with their grid."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from framework.errors import CheckpointError, ConfigError
+from framework.errors import ConfigError
 from framework.nn.modes import followed
 from framework.nn.splines.bspline import (
     SplineGrid,
     Tail,
     greville,
-    projection_error,
     projection_matrix,
     refinement_matrix,
 )
 from framework.nn.splines.expansion import Base, Implementation, expand
+from framework.nn.splines.stored import StoredCoefficients, grid_code
 
 
-class SplineCoefficients(nn.Module):
+class SplineCoefficients(StoredCoefficients):
     """What every edge's spline is made of: edge (o, c, i, j) is phi(x) = sum_k w[k, o, c, i, j] B_k(x) (+ base).
 
     The coefficients are allocated once for `max_grid_size`; a grid is their prefix, and everything that changes a grid
@@ -31,12 +30,16 @@ class SplineCoefficients(nn.Module):
         coefficients: parameter (max_grid_size + p, out, in / groups, *kernel) float, in units of the output.
         base_weight: parameter (out, in / groups, *kernel), or None without a base branch.
         bias: parameter (out,), or None.
-        mask: buffer (out, in / groups, *kernel) bool; False marks a pruned edge.
+        mask: buffer (out, in / groups, *kernel) of the parameters' dtype: 1 for a live edge, anything less for a pruned
+            one, so that an average of masks (AveragedModel) has no edge that one of them lacks. `live` is it as bool.
         grid: the spline space in use.
+        grid_code: buffer (4,), four bytes that stand for `grid`. A copy of the layer whose tensors were averaged with
+            or copied from those of a layer on another grid finds them changed, and refuses to run.
         max_grid_size: the most cells there is room for.
     """
 
     mask: Tensor
+    grid_code: Tensor
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class SplineCoefficients(nn.Module):
         super().__init__()
         if len(tuple(grid_range)) != 2:
             raise ConfigError(f"grid_range: expected two numbers (low, high), got {grid_range!r}")
-        self.grid = SplineGrid(grid_size, spline_order, float(grid_range[0]), float(grid_range[1]), tail)
+        grid = SplineGrid(grid_size, spline_order, float(grid_range[0]), float(grid_range[1]), tail)
         self.max_grid_size = grid_size if max_grid_size is None else max_grid_size
         if self.max_grid_size < grid_size:
             raise ConfigError(f"max_grid_size: expected at least grid_size = {grid_size}, got {max_grid_size}")
@@ -80,7 +83,9 @@ class SplineCoefficients(nn.Module):
         self.coefficients = nn.Parameter(torch.empty((self.max_grid_size + spline_order, *shape), **kwargs))
         self.base_weight = nn.Parameter(torch.empty(shape, **kwargs)) if base is not None else None
         self.bias = nn.Parameter(torch.empty(out_channels, **kwargs)) if bias else None
-        self.register_buffer("mask", torch.ones(shape, dtype=torch.bool, device=device))
+        self.register_buffer("mask", torch.empty(shape, **kwargs))
+        self.register_buffer("grid_code", torch.empty(4, dtype=torch.float32, device=device))
+        self.grid = grid
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -90,6 +95,8 @@ class SplineCoefficients(nn.Module):
         Independent noise would make gradients grow like 1 / h from layer to layer.
         """
         with torch.no_grad():
+            self.mask.fill_(1)
+            self.grid = self.grid  # after to_empty the code of it is lost
             edges = self.coefficients.new_empty(self.mask.shape)
             edges.normal_(std=1 / math.sqrt(self.mask[0].numel()))
             xi = greville(self.grid).to(edges)
@@ -100,6 +107,47 @@ class SplineCoefficients(nn.Module):
                     rest.zero_()
 
     # ------------------------------------------------------------------ the grid
+
+    @property
+    def grid(self) -> SplineGrid:
+        """The spline space in use."""
+        return self._grid
+
+    @grid.setter
+    def grid(self, grid: SplineGrid) -> None:
+        self._grid = grid
+        with torch.no_grad():
+            self.grid_code.copy_(torch.tensor(grid_code(grid), dtype=torch.float32))
+
+    def _check_grid(self) -> None:
+        code = self.grid_code
+        # reading a value waits for an accelerator, which training cannot afford; a copy is there to be evaluated
+        if followed() or code.is_meta or (self.training and code.device.type != "cpu"):
+            return
+        if code.tolist() != grid_code(self.grid):
+            raise ConfigError(
+                f"grid: this layer is on {self.grid_size} cells, but its tensors were averaged with or copied from "
+                "those of a layer on another grid; extend the copy's grid in the same step (GridExtension does), or "
+                "load the layer's whole state_dict into it"
+            )
+
+    @property
+    def live(self) -> Tensor:
+        """(out, in / groups, *kernel) bool; False marks a pruned edge."""
+        return self.mask == 1
+
+    def own_parameters(self) -> None:
+        """Checks that the coefficients are plain parameters, which alone can be changed in place.
+
+        Raises:
+            ConfigError: they are parametrised, or pruned by torch.
+        """
+        if "coefficients" not in self._parameters or (self.base is not None and "base_weight" not in self._parameters):
+            raise ConfigError(
+                "coefficients: they are computed from other parameters (torch.nn.utils.parametrize or prune), so that "
+                "neither the grid nor the edges can be changed; take that off first (remove_parametrizations, "
+                "prune.remove) and use prune_edges"
+            )
 
     @property
     def grid_size(self) -> int:
@@ -185,6 +233,7 @@ class SplineCoefficients(nn.Module):
         return math.prod(self.mask.shape[2:])
 
     def _apply_map(self, matrix: Tensor, target: SplineGrid) -> None:
+        self.own_parameters()
         with torch.no_grad():
             self.coefficients.copy_(self.map_coefficients(matrix, self.coefficients))
         self.grid = target
@@ -204,6 +253,7 @@ class SplineCoefficients(nn.Module):
 
     def lift(self, x: Tensor) -> Tensor:
         """Basis (and base) values of every input, (...) -> (..., n) or (..., n + 1), see `expand`."""
+        self._check_grid()
         route = self.implementation
         if followed():
             route = "dense"  # what compilers fuse; their own partitioner decides what to keep for the backward pass
@@ -220,72 +270,9 @@ class SplineCoefficients(nn.Module):
             values = expand(points, self.grid, self.base, "dense")
             return torch.tensordot(values, self.edge_coefficients().to(values), dims=([-1], [0]))
 
-    # ------------------------------------------------------------------ state
-
-    def get_extra_state(self) -> Tensor:
-        """(G, p, a, b) as float64; an extra state is neither cast nor moved with the module."""
-        return torch.tensor([self.grid.size, self.grid.order, self.grid.low, self.grid.high], dtype=torch.float64)
-
-    def set_extra_state(self, state: Any) -> None:
-        """The grid is taken over while loading, where the coefficients are at hand."""
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        stored = state_dict.get(f"{prefix}_extra_state")
-        coefficients = state_dict.get(f"{prefix}coefficients")
-        if stored is not None and coefficients is not None and coefficients.shape[1:] == self.coefficients.shape[1:]:
-            source = self.stored_grid(stored, prefix)
-            target = self.loading_grid(source)
-            matrix = transfer_matrix(source, target, prefix)
-            room = coefficients.new_zeros(self.coefficients.shape)
-            if matrix is None:
-                room[: source.basis] = coefficients[: source.basis]
-            else:
-                padded = torch.cat([coefficients[: source.basis], room])[: max(len(room), source.basis)]
-                room = self.map_coefficients(matrix, padded)[: len(room)]
-            state_dict[f"{prefix}coefficients"] = room
-            self.grid = target
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def stored_grid(self, stored: Tensor, name: str) -> SplineGrid:
-        """The grid of a state dict's entry.
-
-        Raises:
-            CheckpointError: it has another spline order.
-        """
-        size, order, low, high = stored.tolist()
-        if int(order) != self.grid.order:
-            raise CheckpointError(
-                f"spline_order: the checkpoint's {name.rstrip('.')} has degree {int(order)}, the layer has "
-                f"{self.grid.order}; degrees cannot be converted, give model.spline_order: {int(order)}"
-            )
-        return SplineGrid(int(size), int(order), low, high, self.grid.tail)
-
-    def loading_grid(self, source: SplineGrid) -> SplineGrid:
-        """The grid that the layer takes for a stored one: the stored one, within what it was built for."""
-        return source.resized(max(self._first_grid_size, min(source.size, self.max_grid_size)))
-
 
 def joined(coefficients: Tensor, base_weight: Tensor | None, mask: Tensor, basis: int) -> Tensor:
     """The coefficients in use, zero for pruned edges, the base weight last: (n (+ 1), out, in / groups, *kernel)."""
-    live = coefficients[:basis] * mask
-    return live if base_weight is None else torch.cat([live, (base_weight * mask).unsqueeze(0)])
-
-
-def transfer_matrix(source: SplineGrid, target: SplineGrid, name: str) -> Tensor | None:
-    """The map between two grids of one range: exact where the target's knots hold the source's, else least squares.
-
-    Returns:
-        (n', n) float64, or None for equal grids. A map that is not exact is a warning that states its error.
-    """
-    if source.size == target.size:
-        return None
-    if target.size % source.size == 0:
-        return refinement_matrix(source, target.size // source.size)
-    matrix = projection_matrix(source, target)
-    warnings.warn(
-        f"{name.rstrip('.')}: {source.size} grid cells do not fit into {target.size}; the least-squares projection "
-        f"changes a spline by at most {projection_error(source, target, matrix):.2%} of its size (root mean square). "
-        f"Give max_grid_size: {source.size} or more to keep it",
-        stacklevel=3,
-    )
-    return matrix
+    alive = mask == 1
+    live = coefficients[:basis] * alive
+    return live if base_weight is None else torch.cat([live, (base_weight * alive).unsqueeze(0)])

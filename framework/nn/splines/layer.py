@@ -106,24 +106,26 @@ class SplineLayer(SplineCoefficients):
         because the basis sums to one. This needs a tail other than `zero`.
 
         Args:
-            keep: (out, in / groups, *kernel) bool; edges pruned before stay pruned.
+            keep: (out, in / groups, *kernel) bool, or 0 and 1; edges pruned before stay pruned.
             moments: of the layer's inputs.
 
         Raises:
             ConfigError: another shape or dtype, or no edge would be left.
         """
-        if keep.dtype != torch.bool or keep.shape != self.mask.shape:
+        if keep.shape != self.mask.shape or not bool(((keep == 0) | (keep == 1)).all()):
             raise ConfigError(
                 f"keep: expected a bool tensor {tuple(self.mask.shape)}, got {keep.dtype} {tuple(keep.shape)}"
             )
-        keep = keep.to(self.mask.device)
-        if not (self.mask & keep).any():
+        self.own_parameters()
+        keep = keep.to(self.mask.device, torch.bool)
+        before = self.live
+        if not (before & keep).any():
             raise ConfigError("keep: no edge of the layer would be left; remove fewer, or take the layer out")
         with torch.no_grad():
-            removed = self.mask & ~keep
+            removed = before & ~keep
             if moments is not None and self.grid.tail != "zero":
-                self._fold(moments.edge_means(self) * removed, self.mask & keep)
-            self.mask &= keep
+                self._fold(moments.edge_means(self) * removed, before & keep)
+            self.mask.mul_(keep)
             self.coefficients.mul_(self.mask)
             if self.base_weight is not None:
                 self.base_weight.mul_(self.mask)
@@ -147,7 +149,7 @@ class SplineLayer(SplineCoefficients):
     def live_parameters(self) -> int:
         """Numbers that count: n per live edge, one more with a base branch, and the bias."""
         per_edge = self.basis + (self.base is not None)
-        return int(self.mask.sum()) * per_edge + (self.bias.numel() if self.bias is not None else 0)
+        return int(self.live.sum()) * per_edge + (self.bias.numel() if self.bias is not None else 0)
 
 
 def _detached(x: Tensor | None) -> Tensor | None:

@@ -117,4 +117,4 @@ def stop_momentum(optimizer: Optimizer, layer: SplineLayer) -> None:
         for parameter in (layer.coefficients, layer.base_weight):
             for value in (optimizer.state.get(parameter) or {}).values() if parameter is not None else ():
                 if isinstance(value, Tensor) and value.ndim >= 2:
-                    value *= layer.mask
+                    value *= layer.live

@@ -66,7 +66,7 @@ def choose_edges(
     """
     if not 0 <= fraction < 1:
         raise ConfigError(f"fraction: expected a share in [0, 1), got {fraction}; 1 would remove everything")
-    masks = {name: layer.mask.cpu().clone() for name, layer in layers.items()}
+    masks = {name: layer.live.cpu() for name, layer in layers.items()}
     total = sum(mask.numel() for mask in masks.values())
     excess = round(fraction * total) - sum(int((~mask).sum()) for mask in masks.values())
     if granularity == "edge":
@@ -157,7 +157,7 @@ def add_group_lasso_gradient(layer: SplineLayer, covariance: Tensor, weight: flo
     with torch.no_grad():
         w = layer.edge_coefficients()
         product = layer.times_covariance(covariance.to(w), w)
-        gradient = weight * layer.mask * product / ((w * product).sum(0).clamp_min(0) + epsilon).sqrt()
+        gradient = weight * layer.live * product / ((w * product).sum(0).clamp_min(0) + epsilon).sqrt()
         if layer.coefficients.grad is not None:
             layer.coefficients.grad[: layer.basis] += gradient[: layer.basis]
         if layer.base_weight is not None and layer.base_weight.grad is not None:
@@ -167,4 +167,4 @@ def add_group_lasso_gradient(layer: SplineLayer, covariance: Tensor, weight: flo
 def group_lasso(layer: SplineLayer, covariance: Tensor, epsilon: float = 1e-8) -> Tensor:
     """The penalty itself, sum over live edges of sqrt(w^T S w + epsilon), differentiable; scalar."""
     energy = layer.edge_energy(covariance.to(layer.coefficients))
-    return ((energy.clamp_min(0) + epsilon).sqrt() * layer.mask).sum()
+    return ((energy.clamp_min(0) + epsilon).sqrt() * layer.live).sum()

@@ -1,0 +1,120 @@
+"""Spline coefficients in a state_dict: the grid goes with them, and files of other grids load."""
+
+import warnings
+import zlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from framework.errors import CheckpointError
+from framework.nn.splines.bspline import SplineGrid, projection_error, projection_matrix, refinement_matrix
+
+# where parametrisations and torch's pruning keep what the coefficients are computed from
+_COMPUTED = ("parametrizations.coefficients.original", "coefficients_orig")
+
+
+class StoredCoefficients(nn.Module):
+    """How coefficients, their grid and its code are stored and loaded; see `SplineCoefficients`."""
+
+    coefficients: Tensor
+    _grid: SplineGrid
+    _first_grid_size: int
+    max_grid_size: int
+
+    @property
+    def grid(self) -> SplineGrid:
+        """The spline space in use."""
+        return self._grid
+
+    def map_coefficients(self, matrix: Tensor, values: Tensor) -> Tensor:
+        """The linear map of a grid change on anything shaped like the coefficients."""
+        raise NotImplementedError
+
+    def get_extra_state(self) -> Tensor:
+        """(G, p, a, b) as float64; an extra state is neither cast nor moved with the module."""
+        return torch.tensor([self.grid.size, self.grid.order, self.grid.low, self.grid.high], dtype=torch.float64)
+
+    def set_extra_state(self, state: Any) -> None:
+        """The grid is taken over while loading, where the coefficients are at hand."""
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any,
+        errors: list[str],
+    ) -> None:  # fmt: skip
+        stored = state_dict.get(f"{prefix}_extra_state")
+        coefficients = state_dict.get(f"{prefix}coefficients")
+        fits = coefficients is not None and coefficients.shape[1:] == self.coefficients.shape[1:]
+        if stored is not None and coefficients is not None and fits and "coefficients" in self._parameters:
+            source = self.stored_grid(stored, prefix)
+            target = self.loading_grid(source)
+            matrix = transfer_matrix(source, target, prefix)
+            room = coefficients.new_zeros(self.coefficients.shape)
+            if matrix is None:
+                room[: source.basis] = coefficients[: source.basis]
+            else:
+                padded = torch.cat([coefficients[: source.basis], room])[: max(len(room), source.basis)]
+                room = self.map_coefficients(matrix, padded)[: len(room)]
+            state_dict[f"{prefix}coefficients"] = room
+            self._grid = target
+        elif stored is not None and {f"{prefix}{name}" for name in _COMPUTED} & set(state_dict):
+            self._refuse_another_grid(self.stored_grid(stored, prefix), prefix, errors)
+        elif stored is None and fits and self.max_grid_size > self._first_grid_size:
+            errors.append(
+                f"{prefix}coefficients come without their grid ({prefix}_extra_state), and the layer has room for "
+                f"{self._first_grid_size} to {self.max_grid_size} cells; load a whole state_dict"
+            )
+        # the code of the grid that is taken; files of before it have none
+        state_dict[f"{prefix}grid_code"] = torch.tensor(grid_code(self._grid), dtype=torch.float32)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+
+    def _refuse_another_grid(self, source: SplineGrid, prefix: str, errors: list[str]) -> None:
+        if source != self.grid:
+            errors.append(
+                f"{prefix}coefficients are computed from other parameters, stored on {source.size} cells of "
+                f"({source.low}, {source.high}), and the layer is on {self.grid.size} of ({self.grid.low}, "
+                f"{self.grid.high}); build it with grid_size: {source.size} before it is parametrised"
+            )
+
+    def stored_grid(self, stored: Tensor, name: str) -> SplineGrid:
+        """The grid of a state dict's entry.
+
+        Raises:
+            CheckpointError: it has another spline order.
+        """
+        size, order, low, high = stored.tolist()
+        if int(order) != self.grid.order:
+            raise CheckpointError(
+                f"spline_order: the checkpoint's {name.rstrip('.')} has degree {int(order)}, the layer has "
+                f"{self.grid.order}; degrees cannot be converted, give model.spline_order: {int(order)}"
+            )
+        return SplineGrid(int(size), int(order), low, high, self.grid.tail)
+
+    def loading_grid(self, source: SplineGrid) -> SplineGrid:
+        """The grid that the layer takes for a stored one: the stored one, within what it was built for."""
+        return source.resized(max(self._first_grid_size, min(source.size, self.max_grid_size)))
+
+
+def grid_code(grid: SplineGrid) -> list[float]:
+    """Four bytes, which 16-bit floats hold exactly."""
+    return [float(byte) for byte in zlib.crc32(repr(grid).encode()).to_bytes(4)]
+
+
+def transfer_matrix(source: SplineGrid, target: SplineGrid, name: str) -> Tensor | None:
+    """The map between two grids of one range: exact where the target's knots hold the source's, else least squares.
+
+    Returns:
+        (n', n) float64, or None for equal grids. A map that is not exact is a warning that states its error.
+    """
+    if source.size == target.size:
+        return None
+    if target.size % source.size == 0:
+        return refinement_matrix(source, target.size // source.size)
+    matrix = projection_matrix(source, target)
+    warnings.warn(
+        f"{name.rstrip('.')}: {source.size} grid cells do not fit into {target.size}; the least-squares projection "
+        f"changes a spline by at most {projection_error(source, target, matrix):.2%} of its size (root mean square). "
+        f"Give max_grid_size: {source.size} or more to keep it",
+        stacklevel=3,
+    )
+    return matrix
