@@ -4,6 +4,7 @@ import importlib
 import sys
 from types import ModuleType
 
+import framework.nn.flops  # noqa: F401  registers its formulas
 from framework.nn.coordinates.experts import ExpertLinear, NestedSort, Segment, clip_segments, nested_sort, tile_index
 from framework.nn.coordinates.luminance import equal_bins, kmeans_colours, luminance, map_bits, multi_otsu
 from framework.nn.coordinates.siren import Grid, SineLayer, coordinate_grid, siren_bound, siren_init_
@@ -46,6 +47,8 @@ from framework.nn.splines.bspline import SplineGrid, bspline_basis
 from framework.nn.splines.kan import KANConv2d, KANConvTranspose2d, KANLinear
 from framework.nn.splines.layer import SplineLayer, spline_layers
 from framework.nn.splines.moments import CrossMoments, SplineMoments, observe
+from framework.nn.splines.optimizer import map_moments
+from framework.nn.splines.pruning import choose_edges, edge_scores
 from framework.nn.waves.analysis import commutator, complement_basis, pde_residual, wave_speeds
 from framework.nn.waves.finola import Finola
 from framework.nn.waves.linear_codes import Pca, dct_top, dct_zonal
@@ -113,6 +116,7 @@ __all__ = [
     "bayes_confusion",
     "bayes_iou",
     "bspline_basis",
+    "choose_edges",
     "clip_segments",
     "commutator",
     "complement_basis",
@@ -122,6 +126,7 @@ __all__ = [
     "depthwise_convolutions",
     "depthwise_weights",
     "discrete_gaussian",
+    "edge_scores",
     "equal_bins",
     "evaluating",
     "fit_key_filters",
@@ -137,6 +142,7 @@ __all__ = [
     "luminance",
     "make_bank",
     "map_bits",
+    "map_moments",
     "match_filters",
     "multi_otsu",
     "multi_otsu_statistics",

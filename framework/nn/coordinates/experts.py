@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.errors import ConfigError, DataError
+from framework.nn.coordinates.segmented import as_autocast, chosen, segmented
 from framework.nn.coordinates.tiles import Tiles, batched_product, tiled_product
 from framework.nn.modes import followed
 
@@ -54,18 +54,24 @@ def tile_index(coords: Tensor, multiplier: float, offset: float = 0.0) -> Tensor
         offset: b.
 
     Returns:
-        (...) int64 in 0..3.
+        (...) int64 in 0..3; -1, which is nobody's, for a position that is not finite where no error can tell (on an
+        accelerator and under a compiler).
 
     Raises:
-        ConfigError: a multiplier that is not above 0. DataError: coordinates of another shape.
+        ConfigError: a multiplier that is not above 0. DataError: coordinates of another shape, or not finite.
     """
     if not multiplier > 0:
         raise ConfigError(f"multiplier: expected a number above 0, got {multiplier}")
     if coords.dim() == 0 or coords.shape[-1] != 2:
         raise DataError(f"tile_index: expected coordinates (..., 2), got {tuple(coords.shape)}")
     # float64 keeps float32 pixel centres on their side of a tile's edge; % is the non-negative modulo, also below 0
-    parity = torch.floor(coords.double() * multiplier + offset).long() % 2
-    return 2 * parity[..., 0] + parity[..., 1]
+    tiles = torch.floor(coords.double() * multiplier + offset)
+    finite = tiles.isfinite().all(-1)
+    # a look at the values would wait for an accelerator
+    if coords.device.type == "cpu" and not followed() and not bool(finite.all()):
+        raise DataError("tile_index: expected finite coordinates, got NaN or infinity")
+    parity = torch.where(finite[..., None], tiles, 0.0).long() % 2
+    return torch.where(finite, 2 * parity[..., 0] + parity[..., 1], -1)
 
 
 def nested_sort(indices: Sequence[Tensor]) -> NestedSort:
@@ -93,6 +99,8 @@ def nested_sort(indices: Sequence[Tensor]) -> NestedSort:
 
 
 def _runs(sorted_index: Tensor) -> list[Segment]:
+    if len(sorted_index) == 0:
+        return []
     experts, counts = torch.unique_consecutive(sorted_index, return_counts=True)
     stops = torch.cumsum(counts, 0).tolist()
     starts = [0, *stops[:-1]]
@@ -114,6 +122,8 @@ class ExpertLinear(nn.Module):
         num_experts: n, number of weight matrices; 1 is a plain linear map.
         bias: `shared` by all experts (the published snippet), `per_expert`, or `none`.
         num_networks: B independent networks, each with its own weights, trained side by side; None: one, unbatched.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Attributes:
         weight: parameter (B, n, out, in), without B for one unbatched network.
@@ -130,6 +140,8 @@ class ExpertLinear(nn.Module):
         num_experts: int,
         bias: Bias = "shared",
         num_networks: int | None = None,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
         sizes = {"in_features": in_features, "out_features": out_features, "num_experts": num_experts}
@@ -141,9 +153,10 @@ class ExpertLinear(nn.Module):
         self.in_features, self.out_features, self.num_experts = in_features, out_features, num_experts
         self.bias_kind, self.num_networks = bias, num_networks
         networks = () if num_networks is None else (num_networks,)
-        self.weight = nn.Parameter(torch.empty(*networks, num_experts, out_features, in_features))
+        kwargs = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(*networks, num_experts, out_features, in_features, **kwargs))
         rows = {"shared": (), "per_expert": (num_experts,), "none": None}[bias]
-        self.bias = None if rows is None else nn.Parameter(torch.empty(*networks, *rows, out_features))
+        self.bias = None if rows is None else nn.Parameter(torch.empty(*networks, *rows, out_features, **kwargs))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -197,10 +210,10 @@ class ExpertLinear(nn.Module):
         elif isinstance(segments, Tiles):
             out = self._tiled(x, weight, bias, segments)
         elif segments is None and self.num_experts == 1 and x.device.type != "cpu":
-            out = batched_product(_autocast(x), _autocast(weight), None if bias is None else _autocast(bias))
+            out = batched_product(as_autocast(x), as_autocast(weight), None if bias is None else as_autocast(bias))
         else:
             runs = self._checked_runs(x, cast(Any, segments))
-            out = _segmented(x, weight, bias, runs)
+            out = segmented(x, weight, bias, runs)
         return out if batched else out[0]
 
     def _checked_runs(self, x: Tensor, segments: Sequence[Sequence[Segment]] | None) -> Sequence[Sequence[Segment]]:
@@ -230,157 +243,26 @@ class ExpertLinear(nn.Module):
                 f"ExpertLinear: {tuple(tiles.indicator.shape)} tiles of {tiles.length} rows are not those of an input "
                 f"{tuple(x.shape)} for {self.num_experts} experts"
             )
-        return tiled_product(_autocast(x), _autocast(weight), None if bias is None else _autocast(bias), tiles)
+        return tiled_product(as_autocast(x), as_autocast(weight), None if bias is None else as_autocast(bias), tiles)
 
     def _unsorted(self, x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) -> Tensor:
         if index.shape != x.shape[:2]:
             raise DataError(f"ExpertLinear: expected an index {tuple(x.shape[:2])}, got {tuple(index.shape)}")
         if followed():
-            return _chosen(x, weight, bias, index)
+            return chosen(x, weight, bias, index)
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.num_experts:
-            raise DataError(f"index: expected experts 0..{self.num_experts - 1}, got {int(index.max())}")
+            found = f"{int(index.min())}..{int(index.max())}"
+            raise DataError(f"index: expected experts 0..{self.num_experts - 1}, got {found}")
         sorts = [nested_sort([row]) for row in index]
         order = torch.stack([s.order for s in sorts])[..., None]
         rows = torch.gather(x, 1, order.expand(-1, -1, x.shape[2]))
-        out = _segmented(rows, weight, bias, [s.segments[0] for s in sorts])
+        out = segmented(rows, weight, bias, [s.segments[0] for s in sorts])
         back = torch.argsort(order, 1).expand(-1, -1, out.shape[2])
         return torch.gather(out, 1, back)
 
     def extra_repr(self) -> str:
+        """The arguments."""
         return (
             f"{self.in_features}, {self.out_features}, num_experts={self.num_experts}, bias={self.bias_kind}, "
             f"num_networks={self.num_networks}"
         )
-
-
-def _segmented(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Sequence[Sequence[Segment]]) -> Tensor:
-    x, weight, bias = _autocast(x), _autocast(weight), None if bias is None else _autocast(bias)
-    if followed():
-        return torch.stack([_sliced(x, weight, bias, b, runs) for b, runs in enumerate(segments)])
-    return cast(Tensor, _SegmentedLinear.apply(x, weight, bias, segments))
-
-
-def _autocast(x: Tensor) -> Tensor:
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
-
-
-def _sliced(x: Tensor, weight: Tensor, bias: Tensor | None, b: int, runs: Sequence[Segment]) -> Tensor:
-    """One network's runs in plain operations: (N, out)."""
-    return torch.cat([F.linear(x[b, s:t], weight[b, e], _own(bias, b, e)) for s, t, e in runs])
-
-
-def _own(bias: Tensor | None, b: int, e: int) -> Tensor | None:
-    return bias if bias is None else bias[b, e] if bias.dim() == 3 else bias[b]
-
-
-def _chosen(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) -> Tensor:
-    """Every expert on all rows, and the rows' own kept: right for any index, which a compiler cannot look at.
-
-    Costs as many products as there are experts. An expert out of range, which no error can report here, gives NaN.
-    """
-    x, weight, bias = _autocast(x), _autocast(weight), None if bias is None else _autocast(bias)
-    out = x.new_full((), torch.nan).expand(*x.shape[:2], weight.shape[2])
-    for e in range(weight.shape[1]):
-        own = x @ weight[:, e].mT
-        if bias is not None:
-            own = own + (bias[:, e] if bias.dim() == 3 else bias)[:, None]
-        out = torch.where((index == e)[..., None], own, out)
-    return out
-
-
-class _SegmentedLinear(torch.autograd.Function):
-    """Products of row slices, written into outputs allocated once.
-
-    Autograd's own slicing would zero-pad every slice's gradient to the full size. The gradients are sums of the same
-    kind, so that they are differentiable in turn where a graph of them is asked for (create_graph).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, segments: Any) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.segments, ctx.bias_shape = segments, None if bias is None else bias.shape
-        out = x.new_empty(*x.shape[:2], weight.shape[2])
-        for b, runs in enumerate(segments):
-            for start, stop, e in runs:
-                rows, matrix, target = x[b, start:stop], weight[b, e].t(), out[b, start:stop]
-                if bias is None:
-                    torch.mm(rows, matrix, out=target)
-                else:
-                    torch.addmm(bias[b, e] if bias.dim() == 3 else bias[b], rows, matrix, out=target)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            return (*_twice(x, weight, ctx.bias_shape, grad, ctx.segments, ctx.needs_input_grad), None)
-        grad = grad.contiguous()
-        grad_x = torch.empty_like(x) if needs_x else None
-        # bfloat16 sums over many runs would lose bits
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        grad_weight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
-        per_expert = needs_bias and len(ctx.bias_shape) == 3
-        grad_bias = grad.new_zeros(ctx.bias_shape, dtype=dtype) if per_expert else None
-        for b, runs in enumerate(ctx.segments):
-            for start, stop, e in runs:
-                rows = grad[b, start:stop]
-                if grad_x is not None:
-                    torch.mm(rows, weight[b, e], out=grad_x[b, start:stop])
-                if grad_weight is not None:
-                    _add_outer(grad_weight[b, e], rows, x[b, start:stop])
-                if grad_bias is not None:
-                    grad_bias[b, e] += rows.sum(0, dtype=dtype)
-        if needs_bias and not per_expert:
-            grad_bias = grad.sum(1, dtype=dtype)
-        return grad_x, _as(grad_weight, weight), _as(grad_bias, weight), None
-
-
-def _add_outer(into: Tensor, rows: Tensor, x: Tensor) -> None:
-    if into.dtype == rows.dtype:
-        into.addmm_(rows.t(), x)
-    else:
-        into += rows.t() @ x
-
-
-def _twice(
-    x: Tensor, weight: Tensor, bias_shape: Any, grad: Tensor, segments: Any, needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, weight and bias as functions that are differentiable in turn."""
-    experts = weight.shape[1]
-    grad_x = _SegmentedLinear.apply(grad, weight.mT, None, segments) if needs[0] else None
-    grad_weight = _SegmentedOuter.apply(grad, x, segments, experts) if needs[1] else None
-    grad_bias = None
-    if needs[2] and len(bias_shape) == 3:
-        grad_bias = _SegmentedOuter.apply(grad, grad.new_ones(*grad.shape[:2], 1), segments, experts).squeeze(-1)
-    elif needs[2]:
-        grad_bias = grad.sum(1)
-    return grad_x, grad_weight, grad_bias
-
-
-class _SegmentedOuter(torch.autograd.Function):
-    """Every expert's sum of grad_i x_i^T over its rows: (B, N, out), (B, N, in) -> (B, experts, out, in)."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, x: Tensor, segments: Any, experts: int) -> Tensor:
-        ctx.save_for_backward(grad, x)
-        ctx.segments = segments
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        out = x.new_zeros((len(x), experts, grad.shape[2], x.shape[2]), dtype=dtype)
-        for b, runs in enumerate(segments):
-            for start, stop, e in runs:
-                _add_outer(out[b, e], grad[b, start:stop], x[b, start:stop])
-        return out.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        grad, x = ctx.saved_tensors
-        needs_grad, needs_x, *_ = ctx.needs_input_grad
-        of_grad = _SegmentedLinear.apply(x, cotangent, None, ctx.segments) if needs_grad else None
-        of_x = _SegmentedLinear.apply(grad, cotangent.mT, None, ctx.segments) if needs_x else None
-        return of_grad, of_x, None, None
-
-
-def _as(grad: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if grad is None else grad.to(like.dtype)

@@ -60,11 +60,13 @@ def multi_otsu(luminance: np.ndarray, classes: int = 4) -> tuple[np.ndarray, np.
     Raises:
         ConfigError: fewer than 2 classes. DataError: not uint8, or empty.
     """
-    _check(luminance, classes)
+    luminance = _checked(luminance, classes)
     values = np.unique(luminance)
-    from skimage.filters import threshold_multiotsu
+    thresholds = values[:-1]
+    if len(values) > classes:
+        from skimage.filters import threshold_multiotsu  # takes a second to import
 
-    thresholds = values[:-1] if len(values) <= classes else threshold_multiotsu(luminance, classes=classes)
+        thresholds = threshold_multiotsu(luminance, classes=classes)
     thresholds = thresholds.astype(np.int64)
     return np.digitize(luminance, thresholds, right=True).astype(np.int64), thresholds
 
@@ -83,7 +85,7 @@ def equal_bins(luminance: np.ndarray, classes: int = 4) -> tuple[np.ndarray, np.
     Raises:
         ConfigError: fewer than 2 classes. DataError: not uint8, or empty.
     """
-    _check(luminance, classes)
+    luminance = _checked(luminance, classes)
     thresholds = np.quantile(luminance, np.arange(1, classes) / classes)
     return np.digitize(luminance, thresholds, right=True).astype(np.int64), thresholds
 
@@ -101,7 +103,7 @@ def kmeans_colours(rgb: np.ndarray, classes: int = 4) -> np.ndarray:
     Raises:
         ConfigError: fewer than 2 classes. DataError: not uint8 (..., 3), or empty.
     """
-    luma = luminance(rgb)
+    luma, rgb = luminance(rgb), np.asarray(rgb)
     colours = rgb.reshape(-1, 3).astype(np.float64)
     start, _ = multi_otsu(luma, classes)
     present = np.unique(start)
@@ -165,8 +167,10 @@ def _png(labels: np.ndarray, classes: int) -> bytes:
     return stream.getvalue()
 
 
-def _check(luminance: np.ndarray, classes: int) -> None:
+def _checked(luminance: np.ndarray, classes: int) -> np.ndarray:
+    luminance = np.asarray(luminance)  # a tensor on the CPU too
     if classes < 2:
         raise ConfigError(f"classes: expected at least 2, got {classes}")
     if luminance.dtype != np.uint8 or luminance.size == 0:
         raise DataError(f"expected a luminance image of uint8, got {luminance.dtype} of shape {luminance.shape}")
+    return luminance

@@ -1,7 +1,7 @@
 """SIREN: networks of coordinates with sine activations (Sitzmann et al., NeurIPS 2020)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,11 @@ class SineLayer(nn.Module):
         bias: as in ExpertLinear.
         num_networks: as in ExpertLinear.
         generators: of the initial values, one per network; None: the global one.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ConfigError: an argument out of its range.
     """
 
     def __init__(
@@ -93,13 +98,33 @@ class SineLayer(nn.Module):
         bias: Bias = "shared",
         num_networks: int | None = None,
         generators: Sequence[torch.Generator] | None = None,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
         if not w0 > 0:
             raise ConfigError(f"w0: expected a number above 0, got {w0}")
         self.w0, self.first = w0, first
-        self.linear = ExpertLinear(in_features, out_features, num_experts, bias, num_networks)
-        siren_init_(self.linear, w0, first, generators or [None] * (num_networks or 1))
+        self.linear = ExpertLinear(in_features, out_features, num_experts, bias, num_networks, device, dtype)
+        self.reset_parameters(generators)
+
+    def reset_parameters(self, generators: Sequence[torch.Generator] | None = None) -> None:
+        """Draws weights and biases as `siren_init_` does; generators one per network, None: the global one."""
+        siren_init_(self.linear, self.w0, self.first, generators or [None] * (self.linear.num_networks or 1))
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weights of `linear`, without the factor w0."""
+        return self.linear.weight
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The bias of `linear`, without the factor w0."""
+        return self.linear.bias
+
+    def extra_repr(self) -> str:
+        """The factor and the place."""
+        return f"w0={self.w0:g}, first={self.first}"
 
     def forward(
         self,

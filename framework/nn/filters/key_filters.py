@@ -201,7 +201,9 @@ def key_filter(
     return remove_mean(filters) if normalize == "affine" else filters
 
 
-def key_filters_at(index: Tensor, sigma_x: Tensor, sigma_y: Tensor, size: int = 7, points: int | None = None) -> Tensor:
+def key_filters_at(
+    index: Tensor, sigma_x: Tensor, sigma_y: Tensor, differences: Tensor, points: int | None = None
+) -> Tensor:
     """`key_filter` of many indices at once, with its defaults; filter 7 has the one scale sigma_x.
 
     Every filter is a sum of two products of columns and rows, T_y D_column and T_x D_row, and for filter 7 a unit
@@ -211,43 +213,44 @@ def key_filters_at(index: Tensor, sigma_x: Tensor, sigma_y: Tensor, size: int = 
         index: (n,) int64, 1 to 8.
         sigma_x: (n,) standard deviations along x in pixels.
         sigma_y: (n,) along y.
-        size: odd side of the arrays.
+        differences: (4, 8, size, size) from `difference_tables`, in sigma's dtype.
         points: as in `discrete_gaussian`.
 
     Returns:
         (n, size, size), of sigma's dtype.
     """
-    check_odd(size)
-    table = torch.tensor(_differences(size), dtype=sigma_x.dtype, device=sigma_x.device)[:, index - 1]
-    sigma_y = torch.where(index == 7, sigma_x, sigma_y)
+    size, sharpens = differences.shape[-1], index == 7
+    table = differences[:, index - 1]
+    sigma_y = torch.where(sharpens, sigma_x, sigma_y)
     column, row = (discrete_gaussian(s, size // 2, points)[None, :, None] for s in (sigma_y, sigma_x))
     columns, rows = column @ table[:2].mT, row @ table[2:].mT  # (2, n, 1, size)
     filters = (columns.mT @ rows).sum(0)
-    impulse = torch.zeros(size, size, dtype=filters.dtype, device=filters.device)
-    impulse[size // 2, size // 2] = 1.0
-    return torch.where((index == 7)[:, None, None], filters + impulse, filters)
+    line = torch.arange(size, device=filters.device) == size // 2
+    impulse = (line & line[:, None]).to(filters)
+    return torch.where(sharpens[:, None, None], impulse - PUBLISHED_ALPHA["B"] * filters, filters)
 
 
-def _differences(size: int) -> list[list[list[list[float]]]]:
-    """The differences of `key_filters_at`, (4, 8, size, size): of two columns, then of two rows, by filter."""
+def difference_tables(size: int) -> list[list[list[list[float]]]]:
+    """The differences of `key_filters_at`, (4, 8, size, size): of two columns, then of two rows, by filter.
+
+    All are 0, 1/2, 1 or 2 in size, which every dtype holds.
+    """
+    check_odd(size)
     same, none = difference_rows("none", size, "reflect"), [[0.0] * size] * size
     tables: list[list[list[list[float]]]] = [[], [], [], []]
     for filter_ in range(1, COUNT + 1):
         if filter_ == 7:
-            second = _times(difference_rows("second", size, "zero"), -PUBLISHED_ALPHA["B"])
+            second = difference_rows("second", size, "zero")
             parts = [second, same, same, second]
         else:
             along_y, along_x = ALONG[filter_]
             column = difference_rows(_MIRRORED.get(along_y, along_y), size, "reflect")
             sign = 1.0 if along_y == "none" else -1.0
-            parts = [_times(column, sign), none, difference_rows(along_x, size, "reflect"), none]
+            column = [[sign * value for value in line] for line in column]
+            parts = [column, none, difference_rows(along_x, size, "reflect"), none]
         for table, part in zip(tables, parts, strict=True):
             table.append(part)
     return tables
-
-
-def _times(rows: list[list[float]], factor: float) -> list[list[float]]:
-    return [[factor * value for value in row] for row in rows]
 
 
 def idealised_bank(method: str, size: int = 7) -> Tensor:

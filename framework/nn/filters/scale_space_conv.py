@@ -1,6 +1,6 @@
 """A depthwise convolution whose kernels are scale-space operators: five numbers per channel in place of k x k."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from framework.errors import ConfigError
 from framework.nn.filters.banks import match_filters
 from framework.nn.filters.dictionaries import dictionary, dictionary_parameters
-from framework.nn.filters.key_filters import COUNT, key_filter, key_filters_at
+from framework.nn.filters.key_filters import COUNT, difference_tables, key_filter, key_filters_at
 from framework.nn.filters.scale_space import check_odd, remove_mean
 
 _MIN_SIGMA = 1e-3
@@ -63,6 +63,8 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
         dilation: of the convolution.
         bias: add a bias per channel.
         trainable: False freezes sigmas, a and b (not the bias).
+        device: of the parameters.
+        dtype: of the parameters, torch's default unless given.
 
     Attributes:
         operator: (C,) int64 buffer, 1 to 8.
@@ -74,6 +76,7 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
     """
 
     operator: Tensor
+    differences: Tensor
 
     def __init__(
         self,
@@ -88,12 +91,17 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
         dilation: int | tuple[int, int] = 1,
         bias: bool = True,
         trainable: bool = True,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
         check_odd(kernel_size, "kernel_size")
         if channels < 1:
             raise ConfigError(f"channels: expected at least 1, got {channels}")
-        index = torch.arange(channels) % COUNT + 1 if operators is None else torch.as_tensor(operators)
+        with torch.device("cpu"):  # numbers are numbers on the meta device too
+            index = torch.arange(channels) % COUNT + 1 if operators is None else torch.as_tensor(operators)
+            sigmas = torch.as_tensor(sigma, dtype=torch.get_default_dtype())
+            factors = [torch.as_tensor(value).float().expand(channels).tolist() for value in (scale, offset)]
         if index.shape != (channels,) or index.min() < 1 or index.max() > COUNT:
             raise ConfigError(f"operators: expected {channels} indices from 1 to 8, got {index.tolist()}")
         if isinstance(padding, str) and padding != "same":
@@ -102,15 +110,35 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
         self.stride, self.dilation = _pair(stride), _pair(dilation)
         half = kernel_size // 2
         self.padding = (self.dilation[0] * half, self.dilation[1] * half) if padding is None else padding
-        self.register_buffer("operator", index.to(torch.int64))
-        sigmas = torch.as_tensor(sigma, dtype=torch.get_default_dtype())
         sigmas = sigmas[:, None] if sigmas.ndim == 1 else sigmas
         if sigmas.ndim not in (0, 2) or not torch.isfinite(sigmas).all() or sigmas.min() < 0:
             raise ConfigError(f"sigma: expected scales of at least 0, a number, (C,) or (C, 2), got {sigma}")
-        self.raw_sigma = nn.Parameter(_inverse_softplus(sigmas).expand(channels, 2).clone(), trainable)
-        self.scale = nn.Parameter(torch.as_tensor(scale).float().expand(channels).clone(), trainable)
-        self.offset = nn.Parameter(torch.as_tensor(offset).float().expand(channels).clone(), trainable)
-        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+        # plain numbers, so that the layer can be made on the meta device and filled later
+        self._first = (index.tolist(), _inverse_softplus(sigmas).expand(channels, 2).tolist(), *factors)
+        kwargs = {"device": device, "dtype": dtype}
+        self.register_buffer("operator", torch.empty(channels, dtype=torch.int64, device=device))
+        window = max(kernel_size, 7)
+        self.register_buffer("differences", torch.empty(4, COUNT, window, window, **kwargs), persistent=False)
+        self.raw_sigma = nn.Parameter(torch.empty(channels, 2, **kwargs), trainable)
+        self.scale = nn.Parameter(torch.empty(channels, **kwargs), trainable)
+        self.offset = nn.Parameter(torch.empty(channels, **kwargs), trainable)
+        self.bias = nn.Parameter(torch.empty(channels, **kwargs)) if bias else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The operators, scales, a and b that the layer was built with; the bias becomes 0."""
+        for tensor, values in zip((self.operator, self.raw_sigma, self.scale, self.offset), self._first, strict=True):
+            tensor.copy_(torch.tensor(values, dtype=tensor.dtype, device="cpu"))
+        if self.bias is not None:
+            self.bias.zero_()
+        # a buffer, because a training step would wait for numbers on their way to an accelerator
+        self.differences.copy_(torch.tensor(difference_tables(self.differences.shape[-1]), device="cpu"))
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernels, (C, 1, k, k), as a plain convolution stores them; computed anew, see `kernel`."""
+        return self.kernel()
 
     @property
     def sigma(self) -> Tensor:
@@ -129,7 +157,8 @@ class ScaleSpaceDepthwiseConv2d(nn.Module):
             sigma = sigma + _MIN_SIGMA
             window = max(self.kernel_size, 7)
             cut = (window - self.kernel_size) // 2
-            full = key_filters_at(self.operator, sigma[:, 0], sigma[:, 1], window, points=16 * window)
+            tables = self.differences.to(sigma)
+            full = key_filters_at(self.operator, sigma[:, 0], sigma[:, 1], tables, points=16 * window)
             shape = remove_mean(full[:, cut : window - cut, cut : window - cut])
             kernel = self.scale[:, None, None] * shape + self.offset[:, None, None]
         return kernel.unsqueeze(1).to(self.scale.dtype)

@@ -1,7 +1,7 @@
 """K-Origins: trainable intensity origins in front of a convolution (Mason and Martinez, arXiv 2409.02281)."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,8 @@ class KOrigins(nn.Module):
         weights: initial origins in units of the input intensity, (K,) for all channels alike or (K, N).
         concat_input: put the input itself in front of the shifted maps.
         trainable: False keeps the origins where they are.
+        device: of the origins.
+        dtype: of the origins, float32 unless given.
 
     Attributes:
         weight: parameter (K, N) float32, the origins w in units of the input intensity. 16-bit origins
@@ -39,12 +41,15 @@ class KOrigins(nn.Module):
         *,
         concat_input: bool = True,
         trainable: bool = True,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
         if in_channels < 1:
             raise ConfigError(f"in_channels is {in_channels}; expected at least 1.")
         try:
-            weight = torch.as_tensor(weights, dtype=torch.float32).detach()
+            with torch.device("cpu"):  # numbers are numbers on the meta device too
+                weight = torch.as_tensor(weights, dtype=dtype or torch.float32).detach()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"weights must be numbers of shape (K,) or (K, {in_channels}); they could not be read: {error}."
@@ -56,11 +61,27 @@ class KOrigins(nn.Module):
             raise ConfigError(
                 f"weights has shape {shape}; expected (K,) or (K, in_channels) = (K, {in_channels}), K at least 1."
             )
-        if not weight.isfinite().all():
+        if not weight.is_meta and not weight.isfinite().all():
             raise ConfigError("weights holds NaN or infinite origins; give finite intensities.")
         self.in_channels = in_channels
         self.concat_input = concat_input
-        self.weight = nn.Parameter(weight.clone(), requires_grad=trainable)
+        self._first: list[list[float]] | None = None if weight.is_meta else weight.tolist()
+        made = torch.empty(weight.shape, dtype=weight.dtype, device=device or _default_device(weights))
+        self.weight = nn.Parameter(made, requires_grad=trainable)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The origins that the layer was built with.
+
+        Raises:
+            ConfigError: it was built with origins on the meta device, which have no values.
+        """
+        if self._first is None:
+            if not self.weight.is_meta:
+                raise ConfigError("weights: the layer was built with origins without values; load a state_dict")
+            return
+        with torch.no_grad():
+            self.weight.copy_(torch.tensor(self._first, dtype=self.weight.dtype, device="cpu"))
 
     @property
     def out_channels(self) -> int:
@@ -92,10 +113,15 @@ class KOrigins(nn.Module):
             return maps.flatten(1, 2).to(torch.promote_types(x.dtype, self.weight.dtype))
 
     def extra_repr(self) -> str:
+        """The arguments, with the number of origins."""
         return (
             f"{self.in_channels}, origins={self.weight.shape[0]}, concat_input={self.concat_input}, "
             f"trainable={self.weight.requires_grad}"
         )
+
+
+def _default_device(weights: Any) -> torch.device:
+    return weights.device if isinstance(weights, Tensor) else torch.get_default_device()
 
 
 class FoldedKOrigins(nn.Module):
@@ -134,6 +160,16 @@ class FoldedKOrigins(nn.Module):
                 for rows, columns, correction in self._border(x.shape[-2], x.shape[-1]):
                     y[:, :, rows, columns].add_(correction)
         return y.to(dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The plain convolution's, (out, N, kh, kw)."""
+        return self.conv.weight
+
+    @property
+    def bias(self) -> Tensor:
+        """The plain convolution's, that of the interior, (out,)."""
+        return cast(Tensor, self.conv.bias)
 
     def _everywhere(self, x: Tensor) -> Tensor:
         """The correction of the bias as a map (1, out, H', W'), 0 in the interior: what holds for any size."""

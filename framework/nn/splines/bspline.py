@@ -275,7 +275,7 @@ def projection_matrix(
         P (..., n', n) float64.
 
     Raises:
-        ConfigError: only one of `gram` and `cross` is given.
+        ConfigError: only one of `gram` and `cross` is given, or they are not finite.
     """
     if (gram is None) != (cross is None):
         raise ConfigError("projection_matrix: give both gram and cross, or neither")
@@ -283,10 +283,22 @@ def projection_matrix(
     new, old = dense_basis(points, target), dense_basis(points, source)
     flat_gram = (new * mass[:, None]).T @ new
     flat_cross = (new * mass[:, None]).T @ old
-    if gram is not None and cross is not None:
-        flat_gram = gram.double() + ridge * flat_gram
-        flat_cross = cross.double() + ridge * flat_cross
-    return torch.cholesky_solve(flat_cross, torch.linalg.cholesky(flat_gram))
+    if gram is None or cross is None:
+        return torch.cholesky_solve(flat_cross, torch.linalg.cholesky(flat_gram))
+    gram, cross = gram.double(), cross.double()
+    weight = torch.full_like(gram[..., :1, :1], ridge)
+    # values far outside the grid are large, and nearly the same function: there the even spread must weigh more
+    size = (_trace(gram) / _trace(flat_gram)).clamp_min(1)
+    for _ in range(12):
+        factor, failed = torch.linalg.cholesky_ex(gram + weight * flat_gram)
+        if not failed.any():
+            return torch.cholesky_solve(cross + weight * flat_cross, factor)
+        weight = torch.where(failed[..., None, None] > 0, 10 * torch.maximum(weight, ridge * size / 10), weight)
+    raise ConfigError("gram: expected the moments of finite inputs; look at the layer's input for NaN or infinity")
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
 
 
 def projection_error(source: SplineGrid, target: SplineGrid, projection: Tensor) -> float:

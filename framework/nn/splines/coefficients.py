@@ -1,8 +1,8 @@
 """Coefficients of splines: allocated once, mapped linearly when the grid changes, stored with their grid."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -106,8 +106,6 @@ class SplineCoefficients(StoredCoefficients):
                 if rest is not None:
                     rest.zero_()
 
-    # ------------------------------------------------------------------ the grid
-
     @property
     def grid(self) -> SplineGrid:
         """The spline space in use."""
@@ -118,18 +116,6 @@ class SplineCoefficients(StoredCoefficients):
         self._grid = grid
         with torch.no_grad():
             self.grid_code.copy_(torch.tensor(grid_code(grid), dtype=torch.float32))
-
-    def _check_grid(self) -> None:
-        code = self.grid_code
-        # reading a value waits for an accelerator, which training cannot afford; a copy is there to be evaluated
-        if followed() or code.is_meta or (self.training and code.device.type != "cpu"):
-            return
-        if code.tolist() != grid_code(self.grid):
-            raise ConfigError(
-                f"grid: this layer is on {self.grid_size} cells, but its tensors were averaged with or copied from "
-                "those of a layer on another grid; extend the copy's grid in the same step (GridExtension does), or "
-                "load the layer's whole state_dict into it"
-            )
 
     @property
     def live(self) -> Tensor:
@@ -201,7 +187,8 @@ class SplineCoefficients(StoredCoefficients):
             ConfigError: a grid that cannot be, or no room for it.
         """
         low, high = (self.grid.low, self.grid.high) if grid_range is None else map(float, grid_range)
-        target = SplineGrid(grid_size or self.grid_size, self.grid.order, low, high, self.grid.tail)
+        size = self.grid_size if grid_size is None else grid_size
+        target = SplineGrid(size, self.grid.order, low, high, self.grid.tail)
         self._check_room(target)
         matrix = projection_matrix(self.grid, target, gram, cross)
         self._apply_map(matrix, target)
@@ -245,6 +232,19 @@ class SplineCoefficients(StoredCoefficients):
                 f"build the layer with max_grid_size: {target.size} or more"
             )
 
+    @property
+    def weight(self) -> Tensor:
+        """The coefficients, by the name that torch's layers give theirs."""
+        return self.coefficients
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # coefficients of a convolution have five dimensions, which `.to(memory_format=torch.channels_last)` takes for a
+        # volume's; their order in memory is the grid's
+        def flat(tensor: Tensor) -> Tensor:
+            return fn(tensor.flatten(2)).unflatten(2, tensor.shape[2:]) if tensor.dim() == 5 else fn(tensor)
+
+        return super()._apply(flat, recurse)
+
     # ------------------------------------------------------------------ what the edges see and hold
 
     def channels_last(self, x: Tensor) -> Tensor:
@@ -253,7 +253,7 @@ class SplineCoefficients(StoredCoefficients):
 
     def lift(self, x: Tensor) -> Tensor:
         """Basis (and base) values of every input, (...) -> (..., n) or (..., n + 1), see `expand`."""
-        self._check_grid()
+        self.check_grid()
         route = self.implementation
         if followed():
             route = "dense"  # what compilers fuse; their own partitioner decides what to keep for the backward pass

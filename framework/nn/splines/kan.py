@@ -166,8 +166,8 @@ class KANConv2d(_SplineConv):
         """As Conv2d's, with the grid."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding!r}, groups={self.groups}, grid={self.grid_size} of {self.max_grid_size}, "
-            f"order={self.grid.order}"
+            f"padding={self.padding!r}, padding_mode={self.padding_mode}, dilation={self.dilation}, "
+            f"groups={self.groups}, {self.spline_repr()}"
         )
 
 
@@ -228,6 +228,14 @@ class KANConvTranspose2d(_SplineConv):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, O, H', W')."""
         return self.run_lifted(self._checked(x), self._transposed)
+
+    def extra_repr(self) -> str:
+        """As ConvTranspose2d's, with the grid."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, output_padding={self.output_padding}, dilation={self.dilation}, "
+            f"groups={self.groups}, {self.spline_repr()}"
+        )
 
     def _transposed(self, lifted: Tensor, weight: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(lifted.dtype)
@@ -292,6 +300,20 @@ class KANLinear(SplineLayer):
             tail=tail,
             implementation=implementation,
         )
+
+    @property
+    def in_features(self) -> int:
+        """I, `in_channels` of the other spline layers."""
+        return self.in_channels
+
+    @property
+    def out_features(self) -> int:
+        """O."""
+        return self.out_channels
+
+    def extra_repr(self) -> str:
+        """As Linear's, with the grid."""
+        return f"in_features={self.in_channels}, out_features={self.out_channels}, {self.spline_repr()}"
 
     def channels_last(self, x: Tensor) -> Tensor:
         """(..., I) as it is."""

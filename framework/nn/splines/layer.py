@@ -76,6 +76,8 @@ class SplineLayer(SplineCoefficients):
         Returns:
             (out, in / groups, *kernel) float64, without a graph.
         """
+        if moments is not None:
+            moments.check(self)
         covariance = (moments or self.uniform_moments()).covariance()
         with torch.no_grad():
             return self.edge_energy(covariance).clamp_min(0).sqrt()
@@ -132,7 +134,8 @@ class SplineLayer(SplineCoefficients):
 
     def _fold(self, means: Tensor, survivors: Tensor) -> None:
         """Adds the removed edges' means (0 elsewhere) to surviving edges of the same output."""
-        means, survivors = means.flatten(2), survivors.flatten(2)  # (out, c, positions)
+        # (out, c, positions); a linear layer has one position
+        means, survivors = (t.reshape(*t.shape[:2], -1) for t in (means, survivors))
         out = len(means)
         constants = means.new_zeros(means.shape)
         here = survivors.any(1)
@@ -145,6 +148,14 @@ class SplineLayer(SplineCoefficients):
         if self.bias is not None:
             self.bias.add_((homeless * ~anywhere).to(self.bias))
         self.coefficients[: self.basis] += constants.view(self.mask.shape).to(self.coefficients)
+
+    def spline_repr(self) -> str:
+        """Bias, grid and base branch, for the layers' printed form."""
+        base = "" if self.base is None else f", base={self.base}"
+        return (
+            f"bias={self.bias is not None}, grid={self.grid_size} of {self.max_grid_size} on ({self.grid.low:g}, "
+            f"{self.grid.high:g}), order={self.grid.order}, tail={self.grid.tail}{base}"
+        )
 
     def live_parameters(self) -> int:
         """Numbers that count: n per live edge, one more with a base branch, and the bias."""

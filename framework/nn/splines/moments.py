@@ -31,15 +31,34 @@ class SplineMoments:
         self.second = torch.zeros(channels, basis, basis, dtype=torch.float64)
         self.histogram = torch.zeros(BINS, dtype=torch.float64)
         self.outside = torch.zeros((), dtype=torch.float64)
+        self.grid: SplineGrid | None = None
 
     @classmethod
     def empty(cls, layer: SplineCoefficients, channels: int = 1) -> "SplineMoments":
         """Nothing seen yet, sized for the layer's grid and base branch."""
-        return cls(channels, layer.basis + (layer.base is not None))
+        moments = cls(channels, layer.basis + (layer.base is not None))
+        moments.grid = layer.grid
+        return moments
+
+    def check(self, layer: SplineCoefficients) -> None:
+        """That they are those of the layer's present grid.
+
+        Raises:
+            ConfigError: they were collected on another one, or of another layer.
+        """
+        known = self.grid is None or self.grid == layer.grid
+        channels = self.first.shape[0] in (1, layer.in_channels)
+        if not known or not channels or self.first.shape[1] != layer.basis + (layer.base is not None):
+            raise ConfigError(
+                f"moments: they are of {self.first.shape[0]} channels and {self.first.shape[1]} lifted values, the "
+                f"layer has {layer.in_channels} and {layer.basis + (layer.base is not None)} on its present grid; "
+                "collect them again with `observe` after a grid change"
+            )
 
     @torch.no_grad()
     def add(self, layer: SplineCoefficients, x: Tensor) -> None:
         """Adds a layer's input, channels first except for (..., features) of a linear layer."""
+        self.check(layer)
         x = x.detach().float()
         rows = layer.channels_last(x).reshape(-1, layer.in_channels)
         # sums over thousands of pixels need more than bfloat16's 8 bits
@@ -62,7 +81,7 @@ class SplineMoments:
 
     def tensors(self) -> dict[str, Tensor]:
         """All sums by name: what is reduced over ranks and stored."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "SplineMoments":
@@ -88,6 +107,7 @@ class SplineMoments:
 
     def edge_means(self, layer: SplineCoefficients) -> Tensor:
         """Mean output of every edge, (out, in / groups, *kernel) float64."""
+        self.check(layer)
         mean = self.mean().expand(layer.in_channels, -1).unflatten(0, (layer.groups, -1))
         w = layer.edge_coefficients().detach().double().cpu()
         split = w.reshape(len(w), layer.groups, -1, w.shape[2], layer.mask[0, 0].numel())
@@ -113,7 +133,8 @@ class CrossMoments:
     ) -> None:
         low, high = grid_range or (layer.grid.low, layer.grid.high)
         self.layer = layer
-        self.target = SplineGrid(grid_size or layer.grid_size, layer.grid.order, low, high, layer.grid.tail)
+        size = layer.grid_size if grid_size is None else grid_size
+        self.target = SplineGrid(size, layer.grid.order, low, high, layer.grid.tail)
         self.weight = 0
         self.gram_sum = torch.zeros(layer.in_channels, self.target.basis, self.target.basis, dtype=torch.float64)
         self.cross_sum = torch.zeros(layer.in_channels, self.target.basis, layer.basis, dtype=torch.float64)

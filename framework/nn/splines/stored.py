@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from framework.errors import CheckpointError
+from framework.errors import CheckpointError, ConfigError
+from framework.nn.modes import followed
 from framework.nn.splines.bspline import SplineGrid, projection_error, projection_matrix, refinement_matrix
 
 # where parametrisations and torch's pruning keep what the coefficients are computed from
@@ -18,6 +19,7 @@ class StoredCoefficients(nn.Module):
     """How coefficients, their grid and its code are stored and loaded; see `SplineCoefficients`."""
 
     coefficients: Tensor
+    grid_code: Tensor
     _grid: SplineGrid
     _first_grid_size: int
     max_grid_size: int
@@ -30,6 +32,19 @@ class StoredCoefficients(nn.Module):
     def map_coefficients(self, matrix: Tensor, values: Tensor) -> Tensor:
         """The linear map of a grid change on anything shaped like the coefficients."""
         raise NotImplementedError
+
+    def check_grid(self) -> None:
+        """Raises ConfigError where the tensors are not of this layer's grid any more."""
+        code = self.grid_code
+        # reading a value waits for an accelerator, which training cannot afford; a copy is there to be evaluated
+        if followed() or code.is_meta or (self.training and code.device.type != "cpu"):
+            return
+        if code.tolist() != grid_code(self.grid):
+            raise ConfigError(
+                f"grid: this layer is on {self.grid.size} cells, but its tensors were averaged with or copied from "
+                "those of a layer on another grid; extend the copy's grid in the same step (GridExtension does), or "
+                "load the layer's whole state_dict into it"
+            )
 
     def get_extra_state(self) -> Tensor:
         """(G, p, a, b) as float64; an extra state is neither cast nor moved with the module."""

@@ -99,6 +99,8 @@ class Finola(nn.Module):
         eps: added to the variance.
         init_std: s, the matrices start from N(0, s^2 / C).
         checkpoint: recompute instead of storing: memory does not depend on the number of paths, for one more forward.
+        device: of the matrices.
+        dtype: of the matrices.
 
     Attributes:
         weight: parameter (matrices, C, C) float32.
@@ -117,6 +119,8 @@ class Finola(nn.Module):
         eps: float = 1e-5,
         init_std: float = 0.3,
         checkpoint: bool = False,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
         if channels < 2:
@@ -129,7 +133,7 @@ class Finola(nn.Module):
             raise ConfigError(f"eps and init_std: expected above 0 and 0 or more, got {eps} and {init_std}")
         self.channels, self.scheme, self.matrices = channels, scheme, matrices
         self.normalize, self.eps, self.init_std, self.checkpoint = normalize, eps, init_std, checkpoint
-        self.weight = nn.Parameter(torch.empty(matrices, channels, channels))
+        self.weight = nn.Parameter(torch.empty(matrices, channels, channels, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -157,9 +161,9 @@ class Finola(nn.Module):
         Raises:
             ConfigError: `q` of another shape, an empty map, or a start outside it.
         """
-        if q.dim() not in (2, 3) or q.shape[-1] != self.channels or 0 in q.shape:
+        if q.dim() not in (2, 3) or q.shape[-1] != self.channels or 0 in q.shape[1:]:
             raise ConfigError(
-                f"q: expected (B, {self.channels}) or (B, M, {self.channels}), none of them 0, got {tuple(q.shape)}; "
+                f"q: expected (B, {self.channels}) or (B, M, {self.channels}), M at least 1, got {tuple(q.shape)}; "
                 "latents of a model with other channels do not fit this one"
             )
         height, width = size

@@ -1,5 +1,7 @@
 """Linear image codes with a given number of floats: truncated DCT and PCA, the yardsticks for learned latents."""
 
+from typing import Any
+
 import numpy as np
 from scipy.fft import dctn, idctn
 
@@ -13,7 +15,7 @@ def dct_zonal(images: np.ndarray, floats: int) -> np.ndarray:
     """Keeps the lowest frequencies of a whole-image DCT in YCbCr, the same ones for every image, split 4:1:1.
 
     Args:
-        images: (B, 3, H, W) RGB in [0, 1].
+        images: (B, 3, H, W) RGB in [0, 1], an array or a tensor.
         floats: coefficients kept per image, 3 or more: two thirds for Y, a sixth each for Cb and Cr (what Y
             has no room for is theirs too).
 
@@ -23,6 +25,7 @@ def dct_zonal(images: np.ndarray, floats: int) -> np.ndarray:
     Raises:
         ConfigError: floats outside 3 .. 3 H W.
     """
+    images = _array(images)
     coefficients = _transform(images, floats)
     height, width = images.shape[2:]
     v, u = np.meshgrid(np.arange(height) / height, np.arange(width) / width, indexing="ij")
@@ -39,10 +42,16 @@ def dct_top(images: np.ndarray, floats: int) -> np.ndarray:
 
     Args, returns and raises as `dct_zonal`, with `floats` shared freely between the three planes.
     """
+    images = _array(images)
     coefficients = _transform(images, floats)
     flat = np.abs(coefficients).reshape(len(images), -1)
     threshold = np.partition(flat, -floats, axis=1)[:, -floats]
     return _inverse(coefficients * (np.abs(coefficients) >= threshold[:, None, None, None]))
+
+
+def _array(images: Any) -> np.ndarray:
+    """An array of an array or of a tensor on any device."""
+    return np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
 
 
 def _transform(images: np.ndarray, floats: int) -> np.ndarray:
@@ -63,7 +72,7 @@ class Pca:
     """Principal components of training images; the mean and the components are the model, their weights the latent.
 
     Args:
-        images: (N, 3, H, W) RGB in [0, 1].
+        images: (N, 3, H, W) RGB in [0, 1], an array or a tensor.
         floats: the largest number of components that will be asked for.
 
     Raises:
@@ -71,6 +80,7 @@ class Pca:
     """
 
     def __init__(self, images: np.ndarray, floats: int) -> None:
+        images = _array(images)
         flat = images.reshape(len(images), -1).astype(np.float32)
         if not 1 <= floats <= min(flat.shape[0] - 1, flat.shape[1]):
             raise ConfigError(
@@ -89,6 +99,7 @@ class Pca:
 
     def reconstruct(self, images: np.ndarray, floats: int) -> np.ndarray:
         """Images (B, 3, H, W) in [0, 1] from their first `floats` weights, clipped to [0, 1]."""
+        images = _array(images)
         components = self.components[:floats]
         flat = images.reshape(len(images), -1).astype(np.float32) - self.mean
         return (flat @ components.T @ components + self.mean).clip(0, 1).reshape(images.shape)
