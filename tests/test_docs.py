@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from lightning import LightningModule
 from skimage import io
 
@@ -30,6 +31,15 @@ def commands(text: str) -> list[list[str]]:
     blocks = re.findall(r"```\n(framework .*?)```", text, re.S)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line)[1:] for line in lines]
+
+
+@pytest.mark.parametrize(
+    "example", re.findall(r"## (.*?)\n.*?```python\n(.*?)```", (DOCS / "layers.md").read_text(), re.S)
+)
+def test_the_examples_of_the_layers_run_as_they_are_written(example) -> None:
+    name, code = example
+    torch.manual_seed(0)
+    exec(compile(code, name, "exec"), {"__name__": name})
 
 
 @pytest.mark.parametrize("page", ["add-a-method", "add-a-dataset", "add-a-callback"])

@@ -240,7 +240,7 @@ class ComparesCopies(SplinePruning):
             self.seen.append((means, {name: layer.coefficients.detach().clone() for name, layer in layers.items()}))
             if len(self.seen) == 1:
                 super().prune(trainer, pl_module, fraction)
-        self.masks = [{n: x.mask.clone() for n, x in spline_layers(m).items()} for m in (copy, pl_module)]
+        self.masks = [{n: x.live.clone() for n, x in spline_layers(m).items()} for m in (copy, pl_module)]
 
 
 @pytest.mark.parametrize("average", AVERAGES)
@@ -265,7 +265,7 @@ def test_a_grid_that_has_just_grown_is_observed_before_it_is_pruned(tmp_path) ->
     callbacks = [GridExtension(milestones=[1]), pruning]
     quiet(tmp_path, max_epochs=3, callbacks=callbacks).fit(model, cells())
     assert pruning.done == [1]
-    masks = [layer.mask for layer in spline_layers(model).values()]
+    masks = [layer.live for layer in spline_layers(model).values()]
     assert sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks) < 0.55
 
 

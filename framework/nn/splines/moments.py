@@ -67,7 +67,8 @@ class SplineMoments:
             by_channel = values.transpose(0, 1).contiguous()
             self.weight += len(rows)
             self.first += by_channel.sum(1).double().cpu()
-            self.second += (by_channel.transpose(1, 2) @ by_channel).double().cpu()
+            products = (by_channel.transpose(1, 2) @ by_channel).double().cpu()
+            self.second += (products + products.mT) / 2  # a matrix product rounds its two halves differently
         low, high = histogram_range(layer)
         inside = rows.clamp(low, high)
         self.histogram += torch.histc(inside, BINS, low, high).double().cpu()
@@ -142,7 +143,8 @@ class CrossMoments:
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
         """Adds a layer's input."""
-        rows = self.layer.channels_last(x.detach().float()).reshape(-1, self.layer.in_channels).T
+        # in float64: where the data leave a cell to the even spread, rounding would weigh as much as that
+        rows = self.layer.channels_last(x.detach().double()).reshape(-1, self.layer.in_channels).T
         with torch.autocast(x.device.type, enabled=False):
             new, old = dense_basis(rows, self.target), dense_basis(rows, self.layer.grid)
             self.weight += rows.shape[1]

@@ -182,7 +182,7 @@ class Finola(nn.Module):
             paths = (paths if q.dim() == 3 else paths.unsqueeze(1)).contiguous()
             # inside a Function gradients are always off, so it is told whether there will be a backward
             matrices, grad = self.directional().to(state), torch.is_grad_enabled()
-            if followed():
+            if followed() or len(paths) == 0:
                 grown = plain_map(paths, matrices, plan)
             else:
                 grown = cast(Tensor, _FinolaMap.apply(paths, matrices, plan, self.checkpoint, grad))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from framework.nn.waves.steps import Plan
-from framework.nn.waves.wavefront import Wavefront
+from framework.nn.waves.wavefront import Wavefront, overlap
 
 
 def plain_map(q: Tensor, weight: Tensor, plan: Plan) -> Tensor:
@@ -67,9 +67,22 @@ def _wavefront(q: Tensor, weight: Tensor, plan: Plan) -> Tensor:
     for diagonal in range(front.diagonals.stop):
         if diagonal:
             products = torch.stack([product(z[i], stacked[i], plan) for i in range(len(front.pairs))])
-            z = front.mix(z, products.unflatten(-1, (2, channels)), diagonal)
+            z = _mixed(front, z, products.unflatten(-1, (2, channels)), diagonal)
         for quadrant, source, target, backwards in front.cells(diagonal):
             found.append(z[quadrant, source].flip(0) if backwards else z[quadrant, source])
             places += range(target.start, target.stop, target.step)
     cells = torch.cat(found)[torch.tensor(places, device=q.device).argsort()]  # (H W, B M, C)
     return cells.view(*plan.size, batch, paths, channels).sum(3).permute(2, 0, 1, 3)
+
+
+def _mixed(front: Wavefront, z: Tensor, product: Tensor, diagonal: int) -> Tensor:
+    """`Wavefront.mix` without writing in place, which no function transform could follow."""
+    before, run = front.run(diagonal - 1), front.run(diagonal)
+    total = None
+    for part, shift in ((0, 0), (1, 1)):
+        source, target = overlap(before, run, shift)
+        moved = z[:, source] + product[:, source, :, part]
+        moved = F.pad(moved, (0, 0, 0, 0, target.start, len(run) - target.stop))
+        total = moved if total is None else total + moved
+    shares = [0.5 if 0 < row < diagonal else 1.0 for row in run]  # cells off both axes have two parents
+    return total * torch.tensor(shares, dtype=z.dtype, device=z.device)[:, None, None]  # type: ignore[operator]

@@ -62,7 +62,7 @@ class Wavefront:
         before, run = self.run(diagonal - 1), self.run(diagonal)
         new = z.new_zeros(z.shape[0], len(run), *z.shape[2:])
         for part, shift in ((0, 0), (1, 1)):  # part 0 goes from r to r, part 1 from r to r + 1
-            source, target = _overlap(before, run, shift)
+            source, target = overlap(before, run, shift)
             new[:, target] += z[:, source] + product[:, source, :, part]
         self._halve(new, diagonal)
         return new
@@ -116,7 +116,7 @@ class Wavefront:
             before, run = self.run(diagonal - 1), self.run(diagonal)
             g_product = q.new_zeros(quadrants, len(before), batch * paths, 2, channels)
             for part, shift in ((0, 0), (1, 1)):
-                source, target = _overlap(before, run, shift)
+                source, target = overlap(before, run, shift)
                 g_product[:, source, :, part] = g_z[:, target]
             g_z = g_product.sum(3)
             cotangent = g_product.flatten(1, 2).flatten(2).to(factor.dtype)
@@ -135,7 +135,7 @@ class Wavefront:
             g_z[quadrant, source] += received.transpose(0, 1).repeat_interleave(paths, 1)
 
 
-def _overlap(before: range, run: range, shift: int) -> tuple[slice, slice]:
+def overlap(before: range, run: range, shift: int) -> tuple[slice, slice]:
     """Where rows r of `before` meet rows r + shift of `run`."""
     low, high = max(before.start + shift, run.start), min(before.stop + shift, run.stop)
     return slice(low - shift - before.start, high - shift - before.start), slice(low - run.start, high - run.start)
