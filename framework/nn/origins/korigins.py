@@ -120,6 +120,10 @@ class KOrigins(nn.Module):
         )
 
 
+#: rows and columns of a map, and what is added there, (out, h, w)
+Strips = list[tuple[slice, slice, Tensor]]
+
+
 def _default_device(weights: Any) -> torch.device:
     return weights.device if isinstance(weights, Tensor) else torch.get_default_device()
 
@@ -138,6 +142,7 @@ class FoldedKOrigins(nn.Module):
         super().__init__()
         self.conv = conv
         self.register_buffer("tap_bias", tap_bias)
+        self._kept: dict[tuple[int, int], tuple[Tensor, Strips]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve.
@@ -179,8 +184,23 @@ class FoldedKOrigins(nn.Module):
         taps = self.tap_bias.double().unsqueeze(1)
         return F.conv2d(outside, -taps, None, self.conv.stride, 0, self.conv.dilation)
 
-    def _border(self, height: int, width: int) -> list[tuple[slice, slice, Tensor]]:
-        """The same where it is not 0, made anew from `tap_bias`: row slice, column slice, (out, h, w)."""
+    def _border(self, height: int, width: int) -> Strips:
+        """The same where it is not 0: row slice, column slice, (out, h, w); kept with the `tap_bias` it is of."""
+        taps = self.tap_bias
+        # an accelerator would wait for the comparison; tensors of a mode and of a graph are not kept
+        keeps = type(taps) is Tensor and taps.device.type == "cpu" and not taps.requires_grad
+        if keeps and (height, width) in self._kept:
+            made_from, strips = self._kept[height, width]
+            if made_from.dtype == taps.dtype and torch.equal(made_from, taps):
+                return strips
+        strips = self._strips(height, width)
+        if keeps and all(type(strip) is Tensor for _, _, strip in strips):
+            if len(self._kept) == 8:  # images of ever new sizes must not fill the memory
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[height, width] = taps.clone(), strips
+        return strips
+
+    def _strips(self, height: int, width: int) -> Strips:
         (rows, top, bottom), (columns, left, right) = self._taps_inside(height, 0), self._taps_inside(width, 1)
         if top == 0 and bottom == len(rows) and left == 0 and right == len(columns):
             return []
@@ -226,7 +246,7 @@ def fold_korigins(korigins: KOrigins, conv: nn.Conv2d) -> FoldedKOrigins:
 
     the zero padding being applied after the subtraction, so that a kernel element outside adds nothing. In the
     interior the last term is one number per output channel and goes into the bias; near the border it is corrected
-    by narrow strips, made from `tap_bias` whenever they are needed. Everything is summed in float64, then cast to the
+    by narrow strips, made anew for another size or `tap_bias`. Everything is summed in float64, then cast to the
     dtype of ``conv``.
 
     Args:
