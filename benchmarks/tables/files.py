@@ -26,6 +26,7 @@ FILES = {
     "loe_step": "time of a step of an expert network in every formulation",
     "loe_study": "PSNR of every variant and control on six Kodak images at 96 x 64",
     "pictures": "what every figure of the pages was made by, and hashes that tell when it is stale",
+    "scale": "operations, bytes and hours of the full recipes, counted and not measured",
     "squares_generation": "images per second that the squares are generated with",
 }
 
