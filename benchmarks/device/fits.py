@@ -59,7 +59,7 @@ FITS = [
         "master_key/mobilenetv2",
         (
             *("--data.root={data}/imagenet_sample_256", "--data.partial=true", "--data.batch_size=64"),
-            "--data.num_workers=8",
+            *("--data.num_workers=8", "--data.calibration_step=2"),
             "--model.checkpoint={data}/mobilenetv2_imagenet/mobilenet_v2.fp16.safetensors",
             "--trainer.callbacks.init_args.filters_file={data}/masterkey/mk_filters.npz",
         ),
