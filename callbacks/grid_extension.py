@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from framework.compat import averaged_models
+from framework.compat import averaged_models, figures_of_this_loop
 from framework.distributed import say
 from framework.errors import ConfigError
 from framework.nn import SplineLayer, spline_layers
@@ -60,6 +60,8 @@ class GridExtension(Callback):
         self._best: float | None = None
         self._waited = 0
         self._due = False
+        self._validated = False
+        self._of_validation: set[str] = set()
 
     # ------------------------------------------------------------------ checks
 
@@ -125,11 +127,16 @@ class GridExtension(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watches the monitored figure; decided on rank 0 for all."""
+        validated, self._validated = self._validated, False
         if self.monitor is None:
             return
         if self.monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(trainer.callback_metrics))
-            raise ConfigError(f"GridExtension.monitor: {self.monitor!r} is not logged; there are {known}")
+            if validated or not trainer.enable_validation or trainer.limit_val_batches == 0:
+                known = ", ".join(sorted(trainer.callback_metrics))
+                raise ConfigError(f"GridExtension.monitor: {self.monitor!r} is not logged; there are {known}")
+            return  # the first validation is still to come
+        if self.monitor in self._of_validation and not validated:
+            return  # an old figure
         value = float(trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor])))
         value = value if self.mode == "min" else -value
         if self._best is None or value < self._best - self.min_delta:
@@ -138,6 +145,12 @@ class GridExtension(Callback):
             self._waited += 1
         if self._waited >= self.patience:
             self._due, self._waited = True, 0
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remembers which figures are validation's, and that they are fresh."""
+        if not trainer.sanity_checking:
+            self._validated = True
+            self._of_validation |= set(figures_of_this_loop(trainer))
 
     def _room_left(self, module: nn.Module) -> bool:
         layers = spline_layers(module).values()

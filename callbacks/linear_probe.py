@@ -8,8 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
+from framework.data import spread
 from framework.distributed import say
 from framework.errors import ConfigError
 from framework.nn import linear_probe
@@ -24,7 +25,7 @@ class LinearProbe(Callback):
 
     Args:
         l2: of the classifier.
-        max_images: training images at most, the first ones; None: all.
+        max_images: training images at most, spread over the classes; None: all.
     """
 
     def __init__(self, l2: float = 1e-3, max_images: int | None = None) -> None:
@@ -61,13 +62,16 @@ class LinearProbe(Callback):
         say(f"linear probe: accuracy {accuracy:.4f} on {len(val)} validation images")
 
     def _features(self, module: Any, dataset: Any, limit: int | None) -> tuple[Tensor, Tensor]:
-        features, labels, count = [], [], 0
-        for batch in DataLoader(dataset, batch_size=64):
+        features, labels = [], []
+        chosen = dataset if limit is None else Subset(dataset, spread(len(dataset), limit, _labels(dataset)))
+        for batch in DataLoader(chosen, batch_size=64):
             if "label" not in batch:
                 raise ConfigError("LinearProbe: the batches have no label; use a data module with classes")
             features.append(module.features(batch["image"].to(module.device)).float().cpu())
             labels.append(batch["label"])
-            count += len(labels[-1])
-            if limit is not None and count >= limit:
-                break
-        return torch.cat(features)[:limit], torch.cat(labels)[:limit]
+        return torch.cat(features), torch.cat(labels)
+
+
+def _labels(dataset: Any) -> list[int] | None:
+    labels = getattr(dataset, "labels", None)
+    return None if labels is None or len(labels) != len(dataset) else [int(label) for label in labels]

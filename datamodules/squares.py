@@ -1,7 +1,7 @@
 """Synthetic 16-bit squares and circles as a data module (arXiv 2409.02281)."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -61,8 +61,8 @@ class SquaresDataModule(BaseDataModule):
             near = nearest_names(preset, PRESETS)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PRESETS)}"
             raise ConfigError(f"data.preset: {preset!r} is not a preset; {hint}")
-        if not 0 < val_fraction < 1:
-            raise ConfigError(f"data.val_fraction: expected a share between 0 and 1, got {val_fraction}")
+        if not 0 <= val_fraction < 1:
+            raise ConfigError(f"data.val_fraction: expected a share of at least 0 and below 1, got {val_fraction}")
         changes: dict[str, Any] = {
             "images": images,
             "side": side,
@@ -76,13 +76,13 @@ class SquaresDataModule(BaseDataModule):
             PRESETS[preset], **{name: value for name, value in changes.items() if value is not None}
         )
         val = round(self.preset.images * val_fraction)
-        if not 0 < val < self.preset.images:
+        if not (val > 0 or val_fraction == 0) or val >= self.preset.images:
             raise ConfigError(
                 f"data.images: {self.preset.images} images leave nothing to train or to validate at "
                 f"val_fraction {val_fraction}; give more images"
             )
         self.train_images = self.preset.images - val
-        self.test_images = val if test_images is None else test_images
+        self.test_images = (val or 1) if test_images is None else test_images
         if self.test_images < 1:
             raise ConfigError(f"data.test_images: expected at least 1, got {self.test_images}")
         self.cache = cache
@@ -96,6 +96,8 @@ class SquaresDataModule(BaseDataModule):
             "test": range(stack, stack + self.test_images),
             "predict": range(stack, stack + self.test_images),
         }[split]
+        if split == "val" and not indices:
+            return cast(Dataset, [])  # val_fraction: 0
         return SquaresDataset(self.preset, self.seed, indices, cache=self.cache)
 
     def class_statistics(self) -> tuple[np.ndarray, np.ndarray]:

@@ -3,8 +3,10 @@
 from collections.abc import Sequence, Sized
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from framework.distributed import EpochSampler, UnpaddedDistributedSampler
@@ -22,10 +24,17 @@ class BaseDataModule(LightningDataModule):
         eval_batch_size: samples per evaluation step; None: as `batch_size`.
         num_workers: loader processes; 0 loads in the main process.
         seed: seed of the training order (and of augmentation or synthesis in subclasses).
+        drop_last: leave out a training epoch's last batch when it is smaller than the others; None: when it is a single
+            sample and the method has batch normalisation, which cannot train on one.
     """
 
     def __init__(
-        self, batch_size: int = 32, eval_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
+        self,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        drop_last: bool | None = None,
     ) -> None:
         super().__init__()
         if eval_batch_size is None:
@@ -41,6 +50,7 @@ class BaseDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.drop_last = drop_last
         self.datasets: dict[str, Dataset] = {}
 
     def configure_dataset(self, split: Literal["train", "val", "test", "predict"]) -> Dataset:
@@ -80,11 +90,23 @@ class BaseDataModule(LightningDataModule):
         sampler = EpochSampler(dataset, world_size, rank, seed=self.seed)
         # With workers, a resumed run fetches its first batches before Lightning sets the epoch.
         sampler.set_epoch(self.trainer.current_epoch if self.trainer is not None else 0)
-        return self._loader(dataset, self.batch_size, sampler)
+        return self._loader(dataset, self.batch_size, sampler, self._drops_last(len(sampler)))
 
-    def val_dataloader(self) -> DataLoader:
-        """In order, without padding."""
-        return self._evaluation_loader("val")
+    def _drops_last(self, samples: int) -> bool:
+        if self.drop_last is not None:
+            if self.drop_last and samples < self.batch_size:
+                raise ConfigError(
+                    f"data.drop_last: leaves nothing of {samples} training samples per process in batches of "
+                    f"{self.batch_size}; give a smaller data.batch_size"
+                )
+            return self.drop_last
+        module = getattr(self.trainer, "lightning_module", None)
+        normalised = module is not None and any(isinstance(m, _BatchNorm) for m in module.modules())
+        return normalised and self.batch_size > 1 and samples > self.batch_size and samples % self.batch_size == 1
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """In order, without padding; none for an empty split."""
+        return self._evaluation_loader("val") if len(cast(Any, self.datasets["val"])) else []
 
     def test_dataloader(self) -> DataLoader:
         """In order, without padding."""
@@ -98,11 +120,12 @@ class BaseDataModule(LightningDataModule):
         dataset = cast(Any, self.datasets[split])
         return self._loader(dataset, self.eval_batch_size, UnpaddedDistributedSampler(dataset, *self._ranks()))
 
-    def _loader(self, dataset: Dataset, batch_size: int, sampler: Any) -> DataLoader:
+    def _loader(self, dataset: Dataset, batch_size: int, sampler: Any, drop_last: bool = False) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
+            drop_last=drop_last,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -110,3 +133,25 @@ class BaseDataModule(LightningDataModule):
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+
+
+def spread(length: int, count: int, labels: Sequence[int] | None = None) -> list[int]:
+    """Indices of `count` samples from all over a dataset, the same every time: files are sorted, the first are alike.
+
+    Args:
+        length: of the dataset.
+        count: how many at most.
+        labels: (length,) classes; with them every class gives equally many, as far as it has them.
+
+    Returns:
+        sorted indices.
+    """
+    order = np.random.default_rng(0).permutation(length)
+    if labels is not None:
+        seen: dict[int, int] = {}
+        turn = np.empty(length, dtype=np.int64)
+        for place, index in enumerate(order.tolist()):
+            turn[place] = seen.get(labels[index], 0)
+            seen[labels[index]] = int(turn[place]) + 1
+        order = order[np.argsort(turn, kind="stable")]
+    return sorted(order[:count].tolist())

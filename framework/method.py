@@ -4,32 +4,26 @@ Loss, metrics, logging, optimizers and hyper-parameters are written here once; a
 overriding one of the small hooks.
 """
 
-import copy
 import functools
-import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
-from framework import preprocessing
-from framework.compat import attached_trainer, averaged_models
-from framework.distributed import broadcast_tensors, say
-from framework.errors import CheckpointError
+from framework.compat import averaged_models
+from framework.distributed import broadcast_tensors
+from framework.errors import ConfigError
+from framework.guards import kept, once
 from framework.lifecycle import LOSS_CHECK_EVERY, missing_contracts
 from framework.metrics import SampleMean
-from framework.resume import apply_changed_settings, describe, settle_epoch
-from framework.serialization import NotPlain, class_path, factory, is_class, to_plain
-from framework.trust import check_stored_arguments
+from framework.resume import settle_epoch
+from framework.serialization import factory
+from framework.stored import StoredModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,47 +37,7 @@ __all__ = ["ADAM", "LOSS_CHECK_EVERY", "BaseMethod", "Batch", "Split", "settle_e
 ADAM = cast(OptimizerCallable, {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}})
 
 
-def _kept(contract: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Makes a hook run the method `contract` first, once, whether or not an override calls `super()`."""
-
-    def decorate(hook: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(hook)
-        def kept(self: "BaseMethod", *args: Any, **kwargs: Any) -> Any:
-            running = self.__dict__.setdefault("_running", set())
-            if contract in running:  # called by an override, which has run it
-                return hook(self, *args, **kwargs)
-            running.add(contract)
-            try:
-                getattr(self, contract)(*args, **kwargs)
-                return hook(self, *args, **kwargs)
-            finally:
-                running.discard(contract)
-
-        return kept
-
-    return decorate
-
-
-def _once(hook: Callable[..., None]) -> Callable[..., None]:
-    """Makes `initialise` do nothing the second time, and nothing once weights have been restored."""
-
-    @functools.wraps(hook)
-    def once(self: "BaseMethod", *args: Any, **kwargs: Any) -> None:
-        running = self.__dict__.setdefault("_running", set())
-        if "initialise" in running:  # called by an override
-            hook(self, *args, **kwargs)
-        elif not self._initialised:
-            running.add("initialise")
-            try:
-                hook(self, *args, **kwargs)
-            finally:
-                running.discard("initialise")
-            self._initialised = True
-
-    return once
-
-
-class BaseMethod(LightningModule):
+class BaseMethod(StoredModule):
     """One method: a network with its loss, metrics, optimizer and figures.
 
     A subclass builds its network in `__init__` and overrides `step`; the other hooks have useful defaults.
@@ -121,6 +75,11 @@ class BaseMethod(LightningModule):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keeps the contracts in a subclass's hooks, whether or not they call `super()`."""
         super().__init_subclass__(**kwargs)
+        if callable(cls.__dict__.get("batch_size")):
+            raise ConfigError(
+                f"{cls.__name__}.batch_size: Lightning's BatchSizeFinder sets an attribute of that name; call the hook "
+                "samples_in(batch)"
+            )
         for name, guard in _GUARDS.items():
             if name in cls.__dict__:
                 setattr(cls, name, guard(cls.__dict__[name]))
@@ -130,11 +89,6 @@ class BaseMethod(LightningModule):
         return missing_contracts(self.attached_trainer)
 
     # ------------------------------------------------------------------ Trainer and data, where there are any
-
-    @property
-    def attached_trainer(self) -> Trainer | None:
-        """The Trainer that the method is in, or None; `self.trainer` raises where there is none."""
-        return attached_trainer(self)
 
     @property
     def data(self) -> LightningDataModule | None:
@@ -151,7 +105,7 @@ class BaseMethod(LightningModule):
             data: the data module; None for a Trainer that was given loaders.
         """
 
-    @_once
+    @once
     def initialise(self, data: LightningDataModule | None) -> None:
         """Sets initial values that depend on the data, or that come from files.
 
@@ -218,122 +172,13 @@ class BaseMethod(LightningModule):
         for metric in metrics.values():
             metric.update(outputs["preds"], outputs["target"])
 
-    def batch_size(self, batch: Batch) -> int:
+    def samples_in(self, batch: Batch) -> int:
         """Number of samples in a batch, the weight of its loss: by default the length of its first tensor."""
         return len(next(iter(batch.values())))
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimizer gets; override it for several learning rates or decays."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def figures(self, batch: Batch) -> "dict[str, Figure]":
         """Figures by name, drawn from one evaluation batch at the end of fit and test."""
         return {}
-
-    # ------------------------------------------------------------------ hyper-parameters and checkpoints
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        """Lightning's, for a file from anywhere: nothing that it names is called or imported (`framework.trust`).
-
-        `weights_only` is true unless it is given. Arguments of the class that are given win over the file's.
-
-        Raises:
-            CheckpointError: no whole checkpoint, or one that names what it must not.
-        """
-        kwargs |= check_stored_arguments(checkpoint_path, cls, kwargs)
-        if len(args) < 4 and kwargs.get("weights_only") is None:
-            kwargs["weights_only"] = True
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-
-    def save_hyperparameters(
-        self, *args: Any, ignore: Sequence[str] | str | None = None, frame: Any = None, logger: bool = True
-    ) -> None:
-        """Lightning's, with every value in plain form, so that checkpoints load with `weights_only=True`.
-
-        A value without a plain form (a module, an open file) is left out with a warning.
-        """
-        frame = frame or getattr(inspect.currentframe(), "f_back", None)
-        super().save_hyperparameters(*args, ignore=ignore, frame=frame, logger=logger)
-        for name in list(self._hparams):
-            try:
-                self._hparams[name] = to_plain(self._hparams[name])
-            except NotPlain as value:
-                warnings.warn(
-                    f"{type(self).__name__}: argument {name!r} ({value}) has no plain form and is not stored; "
-                    f"pass {name}=... to load_from_checkpoint",
-                    stacklevel=2,
-                )
-                del self._hparams[name]
-        self._hparams_initial = copy.deepcopy(self._hparams)
-
-    @_kept("_store")
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook; the class and how the optimizer was built are stored by then."""
-
-    def _store(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["class_path"] = class_path(type(self))
-        preprocessing.keep(self, checkpoint)
-        if "pretrained" in (hparams := checkpoint.get("hyper_parameters", {})):
-            # a class rebuilt from it would download weights only to overwrite them
-            hparams["pretrained"] = False
-        if self._optimizer_settings is not None:
-            checkpoint["optimizer_settings"] = self._optimizer_settings
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Torch's; a method with restored weights is not initialised any more."""
-        self._initialised = True
-        return super().load_state_dict(*args, **kwargs)
-
-    @_kept("_restore")
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook; the checkpoint has been checked and put between two epochs by then."""
-
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses another class's checkpoint; rewinds one from the middle of an epoch to that epoch's start.
-
-        In fit, settings of optimizer and scheduler that differ from the checkpoint's replace them (`framework.resume`).
-
-        Raises:
-            CheckpointError: the checkpoint belongs to another class.
-            ConfigError: a setting that the checkpoint's optimizer cannot take over.
-        """
-        stored = checkpoint.get("class_path")
-        if stored is not None and not is_class(stored, type(self)):
-            raise CheckpointError(
-                f"ckpt_path: the checkpoint holds a {stored}, but the model is a {class_path(type(self))}; "
-                "give the configuration of the first or a checkpoint of the second"
-            )
-        self._initialised = True
-        preprocessing.restore(self, checkpoint)
-        if (epoch := settle_epoch(checkpoint)) is not None:
-            say(f"The checkpoint was saved in the middle of epoch {epoch}: epoch {epoch} starts again.")
-        if (trainer := self.attached_trainer) is not None and trainer.state.fn == TrainerFn.FITTING:
-            apply_changed_settings(checkpoint, self._build_optimizer, self.hparams)
-
-    # ------------------------------------------------------------------ optimization
-
-    @_kept("_before_optimizer")
-    def configure_optimizers(self) -> Any:
-        """One optimizer over `parameter_groups()`, and its scheduler."""
-        optimizer, scheduler = self._build_optimizer()
-        self._optimizer_settings = describe(optimizer, scheduler, self.hparams)
-        if scheduler is None:
-            return optimizer
-        entry: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            entry["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": entry}
-
-    def _before_optimizer(self) -> None:
-        if (trainer := self.attached_trainer) is not None and trainer.state.fn == TrainerFn.FITTING:
-            self.initialise_once()
-
-    def _build_optimizer(self, factors: Sequence[float] | None = None) -> tuple[Optimizer, LRScheduler | None]:
-        optimizer = self.optimizer_factory(self.parameter_groups())
-        for group, factor in zip(optimizer.param_groups, factors or [], strict=False):
-            group["lr"] *= factor
-        return optimizer, None if self.lr_scheduler_factory is None else self.lr_scheduler_factory(optimizer)
 
     # ------------------------------------------------------------------ steps, written once
 
@@ -366,7 +211,7 @@ class BaseMethod(LightningModule):
     def _shared_step(self, batch: Batch, split: Split) -> Tensor:
         outputs = self.step(batch, split)
         loss = outputs["loss"]
-        size = self.batch_size(batch)
+        size = self.samples_in(batch)
         metrics = cast(nn.ModuleDict, self.metrics[f"{split}_metrics"])
         with torch.no_grad():
             cast(SampleMean, metrics["loss"]).update(loss.detach().float(), size)
@@ -396,8 +241,8 @@ def _with_contracts(hook: Callable[..., Sequence[Callback] | Callback]) -> Calla
 #: what keeps a contract in a hook that a subclass overrides
 _GUARDS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "configure_callbacks": _with_contracts,
-    "initialise": _once,
-    "on_save_checkpoint": _kept("_store"),
-    "on_load_checkpoint": _kept("_restore"),
-    "configure_optimizers": _kept("_before_optimizer"),
+    "initialise": once,
+    "on_save_checkpoint": kept("_store"),
+    "on_load_checkpoint": kept("_restore"),
+    "configure_optimizers": kept("_before_optimizer"),
 }

@@ -61,6 +61,10 @@ def factory(spec: Any, key: str) -> Callable[..., Any]:
     Raises:
         ConfigError: `spec` is neither.
     """
+    classes = [a for a in spec.args if inspect.isclass(a)] if isinstance(spec, functools.partial) else []
+    if classes:
+        # The command line's wrapper holds its parser, and through it the whole run; a copy of a method must not.
+        return functools.partial(classes[-1], **spec.keywords)
     if callable(spec):
         return spec
     if isinstance(spec, Mapping) and "class_path" in spec:

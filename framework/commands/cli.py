@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelSummary
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -153,19 +153,31 @@ class FrameworkCLI(LightningCLI):
             )
         self.config[self.layers.verb]["name"] = name  # so that the saved configuration names its reruns
         config |= devices_of_torchrun(config, os.environ)
-        claim = not config.get("fast_dev_run") and not config.get("barebones")
-        if config.get("logger") is False and claim:
-            config["default_root_dir"] = folder_without_logger(config.get("default_root_dir"), str(root), name)
-        config["logger"] = default_loggers(config.get("logger"), str(root), name, claim)
-        given = config.get("callbacks") or []
-        given = given if isinstance(given, list) else [given]
-        if self.layers.verb == "predict" and not any(isinstance(g, BasePredictionWriter) for g in given):
-            callbacks_ = [*callbacks_, callbacks.PredictionWriter()]
-        every = callbacks_ + default_callbacks(self.model, [*given, *callbacks_])
+        every = self._callbacks_and_loggers(config, callbacks_, str(root), name)
         try:
             return super()._instantiate_trainer(config, every)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise ConfigError(f"trainer: {error}") from error
+
+    def _callbacks_and_loggers(
+        self, config: dict[str, Any], callbacks_: list[Callback], root: str, name: str
+    ) -> list[Callback]:
+        """All callbacks of the run; loggers and the folder of a run without any are put into `config`."""
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        if config.get("barebones"):
+            config |= {"logger": None, "log_every_n_steps": None}
+            return callbacks_ + contracts_for(self.model)
+        claim = not config.get("fast_dev_run")
+        if config.get("logger") is False and claim:
+            config["default_root_dir"] = folder_without_logger(config.get("default_root_dir"), root, name)
+        config["logger"] = default_loggers(config.get("logger"), root, name, claim)
+        if config.get("enable_model_summary") is not False and not any(isinstance(g, ModelSummary) for g in given):
+            callbacks_ = [*callbacks_, callbacks.ParameterSummary()]
+        if self.layers.verb == "predict" and not any(isinstance(g, BasePredictionWriter) for g in given):
+            callbacks_ = [*callbacks_, callbacks.PredictionWriter()]
+        keep = config.get("enable_checkpointing") is not False
+        return callbacks_ + default_callbacks(self.model, [*given, *callbacks_], keep)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -187,12 +199,12 @@ class FrameworkCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says where everything is and how long it took."""
-        checkpoint = self.trainer.checkpoint_callback
         say(f"run folder: {self.trainer.log_dir}")
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
-            score = checkpoint.best_model_score
-            shown = f" ({checkpoint.monitor} {float(score):.4f})" if score is not None else ""
-            say(f"best checkpoint: {checkpoint.best_model_path}{shown}")
+        for checkpoint in self.trainer.checkpoint_callbacks:
+            if isinstance(checkpoint, callbacks.BestCheckpoint) and checkpoint.best_model_path:
+                score = checkpoint.best_model_score
+                shown = f" ({checkpoint.monitor} {float(score):.4f})" if score is not None else ""
+                say(f"best checkpoint: {checkpoint.best_model_path}{shown}")
         wall = time.monotonic() - framework.IMPORTED_AT
         times = [f"{wall:.1f} s of wall time since the start, imports included"]
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -211,18 +223,25 @@ class FrameworkCLI(LightningCLI):
                 say(f"predictions: {callback.folder}")
 
 
-def default_callbacks(model: LightningModule, given: Sequence[Callback]) -> list[Callback]:
-    """The callbacks every run has, less those of a type that the configuration already gives."""
-    # At the end of the training epoch, after validation: such a checkpoint resumes exactly. Two of them, because
-    # `save_last` writes only when the best one is written.
-    common: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    # A method brings the contracts itself.
-    defaults: list[Callback] = [] if isinstance(model, BaseMethod) else missing_contracts(None)
-    if monitor := getattr(model, "monitor", None):
-        mode = getattr(model, "monitor_mode", "min")
-        defaults.append(ModelCheckpoint(filename="best", **common, monitor=monitor, mode=mode))
-    defaults.append(ModelCheckpoint(filename="last", **common))
-    defaults += [callbacks.InterruptCheckpoint(), callbacks.FigureWriter()]
+def contracts_for(model: LightningModule) -> list[Callback]:
+    """The contracts, for a module that does not bring them itself."""
+    return [] if isinstance(model, BaseMethod) else missing_contracts(None)
+
+
+def default_callbacks(model: LightningModule, given: Sequence[Callback], keep: bool = True) -> list[Callback]:
+    """The callbacks every run has, less those of a type that the configuration already gives.
+
+    Args:
+        model: whose `monitor` chooses `best.ckpt`.
+        given: the configuration's.
+        keep: False leaves out whatever writes checkpoints.
+    """
+    defaults = contracts_for(model)
+    if keep and (monitor := getattr(model, "monitor", None)):
+        defaults.append(callbacks.BestCheckpoint(monitor, getattr(model, "monitor_mode", "min")))
+    if keep:
+        defaults += [callbacks.LastCheckpoint(), callbacks.InterruptCheckpoint()]
+    defaults.append(callbacks.FigureWriter())
     return [callback for callback in defaults if not any(isinstance(g, type(callback)) for g in given)]
 
 

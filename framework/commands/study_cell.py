@@ -222,7 +222,7 @@ def chosen_checkpoint(folder: Path, name: str) -> Path:
     scores, mode = {}, "max"
     for path in found:
         for key, state in load_checkpoint(path).get("callbacks", {}).items():
-            if key.startswith("ModelCheckpoint") and state.get("best_model_score") is not None:
+            if key.startswith(("ModelCheckpoint", "BestCheckpoint")) and state.get("best_model_score") is not None:
                 scores[path] = float(state["best_model_score"])
                 mode = "min" if "'mode': 'min'" in key else "max"
     return (min if mode == "min" else max)(scores, key=lambda path: scores[path]) if scores else found[-1]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from framework.data import spread
 from framework.errors import ConfigError
 from framework.figures import segmentation_panel, separability
 from framework.method import BaseMethod, Batch, Split
@@ -196,6 +197,12 @@ class KOriginsSegmentation(BaseMethod):
         if not isinstance(self.data, HasClassStatistics):
             return None
         mean, std = self.data.class_statistics()
+        if absent := np.flatnonzero(~np.isfinite(mean).all(1)).tolist():
+            raise ConfigError(
+                f"model.origins: class {', '.join(map(str, absent))} is in none of the training images that "
+                f"{type(self.data).__name__} looked at, so it has no mean; give model.class_mean and "
+                "model.class_std, or take the class out"
+            )
         if mean.shape != shape:
             raise ConfigError(
                 f"model.num_classes, model.in_channels: expected the data's {mean.shape[0]} classes and "
@@ -204,11 +211,11 @@ class KOriginsSegmentation(BaseMethod):
         return mean, std
 
     def _training_intensities(self, images: int = 16) -> np.ndarray:
-        """(pixels, N) raw intensities of the first training images."""
+        """(pixels, N) raw intensities of training images from all over the split."""
         dataset: Any = self.data.datasets.get("train") if isinstance(self.data, HasDatasets) else None
         if dataset is None:
             raise ConfigError("model: initialisation from data needs a data module with a train dataset")
-        pixels = [dataset[i]["image"].flatten(1).T.double().numpy() for i in range(min(images, len(dataset)))]
+        pixels = [dataset[i]["image"].flatten(1).T.double().numpy() for i in spread(len(dataset), images)]
         return np.concatenate(pixels)
 
     def _set_first_bias(self) -> None:

@@ -184,7 +184,7 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
         total, self._total = self._total, None
         return cast(Tensor, total)
 
-    def batch_size(self, batch: Batch) -> int:
+    def samples_in(self, batch: Batch) -> int:
         """Images."""
         return len(batch["index"])
 

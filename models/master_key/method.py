@@ -125,15 +125,7 @@ class MasterKeyClassifier(BaseMethod):
         if freeze_filters:
             for parameter in filter_parameters(self.network):
                 parameter.requires_grad_(False)
-        base = self.optimizer_factory
-
-        def with_scaled_rates(groups: Any) -> torch.optim.Optimizer:
-            made = base(groups)
-            for group in made.param_groups:
-                group["lr"] *= group.pop("lr_scale", 1.0)
-            return made
-
-        self.optimizer_factory = with_scaled_rates
+        self.optimizer_factory = partial(with_scaled_rates, self.optimizer_factory)
 
     def initialise(self, data: LightningDataModule | None = None) -> None:
         """Loads `checkpoint`, matches the filters and writes the bank, once; a run does it when it starts.
@@ -252,6 +244,14 @@ class MasterKeyClassifier(BaseMethod):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`probabilities` float32 (B, num_classes) under the samples' `index`."""
         return {"index": batch["index"], "probabilities": self(batch["image"]).softmax(1)}
+
+
+def with_scaled_rates(build: Any, groups: Any) -> torch.optim.Optimizer:
+    """An optimizer whose groups' learning rates are multiplied by their `lr_scale`."""
+    made = build(groups)
+    for group in made.param_groups:
+        group["lr"] *= group.pop("lr_scale", 1.0)
+    return made
 
 
 def write_bank(network: nn.Module, source: nn.Module, name: str, learned: Tensor | None = None, seed: int = 0) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from framework.configs import config_names
-from framework.lifecycle import EpochFigures
+from framework.lifecycle import FIRST, LAST
 from framework.method import BaseMethod
 from tests.helpers.witness import witnessed
 from tests.test_contracts import Line, PointsData
@@ -116,5 +116,5 @@ def test_contracts_cannot_be_overridden_away() -> None:
         def configure_callbacks(self):
             return [*super().configure_callbacks(), GathersItself()]
 
-    assert [type(c) for c in Own().configure_callbacks()] == [EpochFigures]
-    assert [type(c) for c in Deeper().configure_callbacks()] == [EpochFigures, GathersItself]
+    assert [type(c) for c in Own().configure_callbacks()] == [*FIRST, *LAST]
+    assert [type(c) for c in Deeper().configure_callbacks()] == [*FIRST, *LAST, GathersItself]
