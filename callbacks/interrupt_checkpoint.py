@@ -6,7 +6,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from framework.distributed import say
+from framework.distributed import is_distributed, say
+from framework.signals import Interrupted
 
 
 class InterruptCheckpoint(Callback):
@@ -24,6 +25,8 @@ class InterruptCheckpoint(Callback):
             return
         if trainer.state.fn != "fit" or getattr(trainer, "fast_dev_run", False):
             return
+        if not isinstance(exception, Interrupted | SIGTERMException) and is_distributed():
+            return  # raised here alone: saving would wait for the others, who do not come
         path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
         trainer.save_checkpoint(path)
         say(f"interrupted; go on with the same command and --ckpt_path {path}")

@@ -18,6 +18,7 @@ from framework.checkpoints import WholeCheckpoints
 from framework.distributed import broadcast_buffers
 from framework.errors import DivergenceError
 from framework.protocols import MeetsData
+from framework.signals import StopTogether
 
 # steps between two looks at the loss for values that are not finite, on an accelerator
 LOSS_CHECK_EVERY = 50
@@ -154,7 +155,7 @@ class WholeFiles(Callback):
 
 
 FIRST = (DataMeeting, EpochFigures)
-LAST = (FiniteLoss, SchedulerCatchUp, EqualBuffers, WholeFiles, BestSoFar)
+LAST = (FiniteLoss, SchedulerCatchUp, EqualBuffers, WholeFiles, BestSoFar, StopTogether)
 
 
 def missing_contracts(trainer: Trainer | None) -> list[Callback]:

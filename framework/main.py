@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ TRAINER_VERBS = {
     "test": "evaluate on the test split",
     "predict": "write predictions",
 }
+#: set in the process of the command itself, which a second Ctrl-C may end by force
+_is_command = False
 OUR_PACKAGES = ("models", "datamodules", "callbacks")
 
 
@@ -64,15 +67,23 @@ def main(args: Sequence[str] | None = None) -> Any:
     for module in modules:
         _import(module)
         vouched_modules.add(module)
+    if _is_command:
+        from framework.signals import force_on_second_interrupt
+
+        force_on_second_interrupt()
     return run_trainer_verb(words)
 
 
 def console() -> None:
-    """Entry point of the console script: errors as one message, exit status 2."""
+    """Entry point of the console script: errors as one message, exit status 2; 130 and 143 after a signal."""
+    global _is_command
+    _is_command = True
     try:
         status = shown(sys.argv[1:])
+    except (KeyboardInterrupt, SystemExit) as error:
+        status = _after_signal(error)
     finally:
-        if "torch" in sys.modules:
+        if "framework.distributed" in sys.modules:
             from framework.distributed import leave
 
             leave()
@@ -94,9 +105,13 @@ def shown(args: Sequence[str]) -> int:
     except Exception as error:
         if len(words) < len(args):
             raise
+        signals = sys.modules.get("framework.signals")
+        ended = signals.exit_status(error) if signals is not None else None
+        if ended is not None:
+            return ended  # by a signal, or by the failure of another rank, which says it itself
         from framework.commands.messages import message
 
-        print(f"error: {message(error)}", file=sys.stderr)
+        print(f"error{signals.which_rank() if signals is not None else ''}: {message(error)}", file=sys.stderr)
         return 2
     return status if isinstance(status, int) else 0
 
@@ -114,6 +129,16 @@ def _import(module: str) -> None:
         raise ConfigError(
             f"--import {module}: {type(error).__name__}: {error}; it is looked for on sys.path and in {Path.cwd()}"
         ) from error
+
+
+def _after_signal(error: BaseException) -> Any:
+    """Exit status of a command that a signal ended, or whose end was asked for."""
+    signals = sys.modules.get("framework.signals")
+    if isinstance(error, KeyboardInterrupt) and os.environ.get("LOCAL_RANK", "0") == "0":
+        print("interrupted before the first step; nothing was written", file=sys.stderr)
+    if signals is not None and (status := signals.exit_status(error)) is not None:
+        return status
+    return 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "code", 0)
 
 
 def foreign_packages() -> dict[str, str]:

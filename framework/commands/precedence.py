@@ -11,6 +11,7 @@ import datamodules
 from framework.checkpoints import check_whole, load_checkpoint, newest_whole
 from framework.commands.yaml_files import parse, read_config
 from framework.configs import find_config, run_name
+from framework.elastic import checkpoint_to_go_on_from
 from framework.errors import CheckpointError, ConfigError
 from framework.serialization import import_target, same_class
 from framework.trust import check_hyper_parameters, check_method, named_in
@@ -73,6 +74,11 @@ def layer_arguments(words: Sequence[str], verbs: Sequence[str], runs: Path) -> L
     layers.checkpoint = _find_checkpoint(
         next((g for g in reversed(given) if g), None), _run_folder(contents, rest, runs, layers.name), layers.notes
     )
+    if verb == "fit" and (
+        again := checkpoint_to_go_on_from(_run_folder(contents, rest, runs, layers.name), load_checkpoint)
+    ):
+        layers.notes.append(f"started again by torchrun: going on from {again}")
+        layers.checkpoint = again
     words_of_files = [word for file, _ in files for word in ("--config", file)]
     if layers.checkpoint is not None:
         try:

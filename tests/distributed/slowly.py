@@ -1,0 +1,20 @@
+"""A callback that gives a test time to send signals, and says which process has which rank."""
+
+import os
+import time
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback
+
+from framework.errors import DataError
+
+
+class Slowly(Callback):
+    """Waits a little in every step; fails on rank 1 where a file `fails` lies in the working directory."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == 3:
+            Path(f"rank{trainer.global_rank}.pid").write_text(str(os.getpid()))
+            if trainer.global_rank == 1 and Path("fails").exists():
+                raise DataError("a picture is broken")
+        time.sleep(0.05)
