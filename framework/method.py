@@ -90,11 +90,6 @@ class BaseMethod(StoredModule):
 
     # ------------------------------------------------------------------ Trainer and data, where there are any
 
-    @property
-    def data(self) -> LightningDataModule | None:
-        """The Trainer's data module, or None; what it must be able to do says a Protocol of `framework.protocols`."""
-        return getattr(self.attached_trainer, "datamodule", None)
-
     def adapt(self, data: LightningDataModule | None) -> None:
         """Fits the method's structure to the data, or refuses them: number of classes, one network per image, ...
 

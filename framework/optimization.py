@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -28,6 +28,11 @@ class OptimizedModule(LightningModule):
     def attached_trainer(self) -> Trainer | None:
         """The Trainer that the method is in, or None; `self.trainer` raises where there is none."""
         return attached_trainer(self)
+
+    @property
+    def data(self) -> LightningDataModule | None:
+        """The Trainer's data module, or None; what it must be able to do says a Protocol of `framework.protocols`."""
+        return getattr(self.attached_trainer, "datamodule", None)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimizer gets; override it for several learning rates or decays."""
