@@ -197,12 +197,7 @@ class KOriginsSegmentation(BaseMethod):
         if not isinstance(self.data, HasClassStatistics):
             return None
         mean, std = self.data.class_statistics()
-        if absent := np.flatnonzero(~np.isfinite(mean).all(1)).tolist():
-            raise ConfigError(
-                f"model.origins: class {', '.join(map(str, absent))} is in none of the training images that "
-                f"{type(self.data).__name__} looked at, so it has no mean; give model.class_mean and "
-                "model.class_std, or take the class out"
-            )
+        check_known(mean, type(self.data).__name__)
         if mean.shape != shape:
             raise ConfigError(
                 f"model.num_classes, model.in_channels: expected the data's {mean.shape[0]} classes and "
@@ -286,3 +281,16 @@ class KOriginsSegmentation(BaseMethod):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`mask` uint8 (B, H, W) under the samples' `index`."""
         return {"index": batch["index"], "mask": predicted_classes(self, batch["image"], self.network, self.tile)}
+
+
+def check_known(mean: np.ndarray, data: str) -> None:
+    """Refuses class means (C, N) that are not numbers: of a class that is nowhere.
+
+    Raises:
+        ConfigError: names the classes, and `data`, where they were looked for.
+    """
+    if absent := np.flatnonzero(~np.isfinite(mean).all(1)).tolist():
+        raise ConfigError(
+            f"model.origins: class {', '.join(map(str, absent))} is in none of the training images that {data} looked "
+            "at, so it has no mean; give model.class_mean and model.class_std, or take the class out"
+        )
