@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from typing import Any, cast
 
 import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -70,7 +71,7 @@ def test_the_launchers_observer_can_be_sent_home() -> None:
         def send_signal(self, signum) -> None:
             raise AssertionError("killed a process that had ended")
 
-    observer = subprocess_script._ChildProcessObserver(1, [Ended()], sleep_period=1)
+    observer = subprocess_script._ChildProcessObserver(1, cast(Any, [Ended()]), sleep_period=1)
     assert observer.name == "child-process-observer"
     observer._main_pid = -1
     observer.start()
