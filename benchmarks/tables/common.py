@@ -40,8 +40,13 @@ def spread(values: pd.Series, digits: int = 3) -> str:
 
 
 def provenance(frame: pd.DataFrame) -> str:
-    """Command, hardware, versions and dates of a CSV's rows, and the time they took."""
+    """Command, hardware, versions and dates of a CSV's rows, and the time they took.
+
+    `made_by` names another command where the rows come from the forerunner of `command`.
+    """
     commands = "; ".join(f"`{c}`" for c in frame["command"].unique())
+    if "made_by" in frame and (kept := frame["made_by"].dropna()).size:
+        commands += f" ({len(kept)} of {len(frame)} rows by its forerunner, column `made_by`)"
     parts = [commands, "; ".join(frame["hardware"].unique()), f"torch {', '.join(frame['torch'].unique())}"]
     if "wall_s" in frame:
         # several rows of one run state its time once each
