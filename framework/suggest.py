@@ -115,6 +115,9 @@ def _option(where: str, names: str) -> str:
 
 
 def _unknown_option(name: str, where: str, of: str, keys: Iterable[str], owners: Mapping[str, Sequence[str]]) -> str:
+    sections = {key.split(".", 1)[0] for key in keys}
+    if "." in name and sections and not of and name.split(".", 1)[0] not in sections:
+        name = name.split(".", 1)[0]  # the section is unknown, whatever stands in it
     last = name.rsplit(".", 1)[-1]
     known = [*owners[of]] if of in owners else [k for k in keys if k.rsplit(".", 1)[-1] != last or k == name]
     head = f"{where + ': ' if where else ''}{of + ': ' if of else ''}option '{last}' is not accepted"

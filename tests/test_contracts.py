@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,12 +123,14 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(run, tiny, tmp_path, capsys) ->
         "        if trainer.current_epoch == 1 and batch_idx == 1:\n"
         "            raise KeyboardInterrupt\n"
     )
+    listening = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit):
         run("fit", *tiny, "--trainer.max_epochs=3", "--trainer.callbacks+=interrupting.PressCtrlC")
     printed = capsys.readouterr().out
     path = Path("runs/korigins/quickstart/version_0/checkpoints/interrupted.ckpt")
     assert path.is_file()
     assert f"--ckpt_path {path}" in printed
+    assert signal.getsignal(signal.SIGINT) is listening
     cli = run("fit", *tiny, "--trainer.max_epochs=3", "--ckpt_path", str(path))
     assert cli.trainer.current_epoch == 3
     assert cli.trainer.global_step == 6 + 8

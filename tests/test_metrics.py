@@ -129,6 +129,12 @@ def test_classes_that_cannot_be_are_refused(make) -> None:
 class Recited(torch.nn.Module):
     """A network that says what is in the image's first channel."""
 
+    in_channels = stride = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Conv2d(1, 1, 1)  # its dtype is the network's
+
     def live_parameters(self) -> int:
         return 0
 

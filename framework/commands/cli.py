@@ -8,7 +8,9 @@ import argparse
 import inspect
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -33,7 +35,7 @@ from framework.commands.trainer_arguments import check_trainer
 from framework.commands.values import check_seed, check_values
 from framework.distributed import say
 from framework.errors import ConfigError, FrameworkError
-from framework.lifecycle import missing_contracts
+from framework.lifecycle import FiniteLoss, missing_contracts
 from framework.method import BaseMethod
 from framework.suggest import shorten
 from framework.trust import class_named
@@ -59,7 +61,13 @@ def run_trainer_verb(words: Sequence[str]) -> "FrameworkCLI":
     for message in _IRRELEVANT:
         warnings.filterwarnings("ignore", message=rf"\s*{message}")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
-    return FrameworkCLI(args=list(words))
+    listening = signal.getsignal(signal.SIGINT)
+    try:
+        return FrameworkCLI(args=list(words))
+    finally:
+        # Lightning leaves a process that goes on after Ctrl-C deaf to the next one.
+        if threading.current_thread() is threading.main_thread() and listening is not None:
+            signal.signal(signal.SIGINT, listening)
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
@@ -224,8 +232,10 @@ class FrameworkCLI(LightningCLI):
 
 
 def contracts_for(model: LightningModule) -> list[Callback]:
-    """The contracts, for a module that does not bring them itself."""
-    return [] if isinstance(model, BaseMethod) else missing_contracts(None)
+    """The contracts, for a module that does not bring them itself; what its losses may be is its own affair."""
+    if isinstance(model, BaseMethod):
+        return []
+    return [contract for contract in missing_contracts(None) if not isinstance(contract, FiniteLoss)]
 
 
 def default_callbacks(model: LightningModule, given: Sequence[Callback], keep: bool = True) -> list[Callback]:

@@ -299,7 +299,6 @@ def test_bad_arguments_are_named(arguments, message) -> None:
     [
         ((2, 5), (4, 4), None, r"q: expected \(B, 4\) or \(B, M, 4\).*latents of a model with other channels"),
         ((4,), (4, 4), None, "q: expected"),
-        ((0, 4), (4, 4), None, "q: expected"),
         ((2, 4), (0, 4), None, "size: expected"),
         ((2, 4), (4, 4), (4, 0), r"start: expected \(row, column\) inside the 4 x 4 map, got \(4, 0\)"),
         ((2, 4), (4, 4), (0, -1), "start: expected"),
