@@ -3,6 +3,7 @@
 import csv
 import inspect
 import multiprocessing
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def as_a_new_process_would(words: list[str]) -> None:
+    # an earlier test of Ctrl-C may have left this process, and what it forks, deaf
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run(words)
+
+
 def in_process(*words: str) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=run, args=(list(words),))
+    process = multiprocessing.get_context("fork").Process(target=as_a_new_process_would, args=(list(words),))
     process.start()
     return process  # type: ignore[return-value]
 
