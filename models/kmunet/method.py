@@ -18,6 +18,7 @@ from framework.nn import KOrigins, SplineLayer, observe, spline_layers
 from framework.nn.splines.bspline import Tail
 from framework.nn.splines.expansion import Base, Implementation
 from framework.nn.splines.optimizer import map_moments
+from framework.nn.splines.options import SplineOptions
 from framework.nn.splines.stored import transfer_matrix
 from framework.tiling import TileSize
 from models.kmunet.network import KMUNetwork, Up
@@ -72,13 +73,13 @@ class KMUNet(BaseMethod):
         width: int = 8,
         stages: int = 3,
         spline_stages: list[int] | None = None,
-        grid_size: int | list[int] = 5,
-        max_grid_size: int | list[int] | None = None,
-        spline_order: int = 3,
-        grid_range: list[float] = [-3.0, 3.0],  # noqa: B006 (only read)
-        base: Base | None = None,
-        tail: Tail = "linear",
-        implementation: Implementation = "auto",
+        grid_size: int | list[int] = SplineOptions.grid_size,
+        max_grid_size: int | list[int] | None = SplineOptions.max_grid_size,
+        spline_order: int = SplineOptions.spline_order,
+        grid_range: Sequence[float] = SplineOptions.grid_range,
+        base: Base | None = SplineOptions.base,
+        tail: Tail = SplineOptions.tail,
+        implementation: Implementation = SplineOptions.implementation,
         up: Up = "bilinear",
         korigins: list[float] | None = None,
         baseline: Literal["equal_parameters"] | int | None = None,
@@ -101,15 +102,16 @@ class KMUNet(BaseMethod):
         self.korigins = None if korigins is None else KOrigins(in_channels, korigins)
         grids = per_stage("grid_size", grid_size, stages)
         rooms = grids if max_grid_size is None else per_stage("max_grid_size", max_grid_size, stages)
-        spline: dict[str, Any] = {"spline_order": spline_order, "grid_range": grid_range, "base": base}
-        spline |= {"tail": tail, "implementation": implementation}
+        spline = SplineOptions(
+            spline_order=spline_order, grid_range=grid_range, base=base, tail=tail, implementation=implementation
+        )
         chosen = list(range(stages + 1)) if spline_stages is None else spline_stages
         if any(s not in range(stages + 1) for s in chosen):
             raise ConfigError(f"model.spline_stages: expected stages from 0 to {stages}, got {chosen}")
         channels = in_channels if self.korigins is None else self.korigins.out_channels
 
         def network(width: int, chosen: Sequence[int]) -> KMUNetwork:
-            return KMUNetwork(channels, num_classes, width, stages, chosen, grids, rooms, up, shape, **spline)
+            return KMUNetwork(channels, num_classes, width, stages, chosen, grids, rooms, spline, up, shape)
 
         if baseline is None:
             self.network = network(width, chosen)

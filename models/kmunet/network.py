@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from framework.errors import ConfigError
 from framework.nn import KANConv2d, KANConvTranspose2d, SplineLayer
 from framework.nn.padding import pad_to_stride
 from framework.nn.precision import promoted
+from framework.nn.splines.options import SplineOptions
 
 Up = Literal["bilinear", "transposed"]
 
@@ -60,9 +62,9 @@ class KMUNetwork(nn.Module):
         spline_stages: which of 0..S are spline stages; the others are plain.
         grid_sizes: G per stage, S + 1 numbers.
         max_grid_sizes: room per stage.
+        spline: what the spline layers have in common; their grids are those above.
         up: `bilinear` or `transposed`.
         shape: [channels, kernel height, kernel width] of every unit in order of execution; None: from `width`.
-        **spline: further arguments of the spline layers.
 
     Shape:
         (B, N, H, W) float -> (B, C, H, W) logits; H and W at least 2^S, reflected inside to multiples of it.
@@ -80,9 +82,9 @@ class KMUNetwork(nn.Module):
         spline_stages: Sequence[int],
         grid_sizes: Sequence[int],
         max_grid_sizes: Sequence[int],
+        spline: SplineOptions,
         up: Up = "bilinear",
         shape: Sequence[Sequence[int]] | None = None,
-        **spline: Any,
     ) -> None:
         super().__init__()
         self.stages, self.up_kind = stages, up
@@ -118,7 +120,8 @@ class KMUNetwork(nn.Module):
             return PlainUnit(channels, kind(in_channels, channels, kernel, stride, padding, bias=False))
         size, room = self._grids[stage]
         layer = KANConvTranspose2d if rising else KANConv2d
-        conv = layer(in_channels, channels, kernel, stride, padding, grid_size=size, max_grid_size=room, **self._spline)
+        options = replace(self._spline, grid_size=size, max_grid_size=room)
+        conv = layer(in_channels, channels, kernel, stride, padding, **asdict(options))
         return SplineUnit(in_channels, conv)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
 """Spline convolutions against the written-out sum, their gradients, state and bad input."""
 
+import dataclasses
+import inspect
 import itertools
+import typing
 import warnings
 
 import numpy as np
@@ -11,6 +14,7 @@ from torch import nn
 
 from framework.errors import CheckpointError, ConfigError
 from framework.nn import CrossMoments, KANConv2d, KANConvTranspose2d, KANLinear, observe
+from framework.nn.splines.options import SplineArguments, SplineOptions
 
 IMPLEMENTATIONS = ("dense", "scatter", "recompute")
 TAILS = ("linear", "clamp", "zero")
@@ -304,6 +308,18 @@ def test_state_is_tensors_only():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ConfigError, match=message):
         KANConv2d(2, 2, 3, **arguments)
+
+
+@pytest.mark.parametrize("kind", [KANConv2d, KANConvTranspose2d, KANLinear])
+def test_signatures_show_the_shared_options(kind):
+    shown = inspect.signature(kind).parameters
+    for field in dataclasses.fields(SplineOptions):
+        assert shown[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert shown[field.name].default == field.default
+    # the twin for type checkers
+    assert typing.get_type_hints(SplineArguments) == typing.get_type_hints(SplineOptions)
+    with pytest.raises(TypeError, match="grid_sizes"):
+        kind(2, 2, grid_sizes=3) if kind is KANLinear else kind(2, 2, 3, grid_sizes=3)
 
 
 def test_wrong_inputs_are_named():

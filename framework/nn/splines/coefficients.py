@@ -2,21 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.nn.modes import followed
-from framework.nn.splines.bspline import (
-    SplineGrid,
-    Tail,
-    greville,
-    projection_matrix,
-    refinement_matrix,
-)
-from framework.nn.splines.expansion import Base, Implementation, expand
+from framework.nn.splines.bspline import SplineGrid, greville, projection_matrix, refinement_matrix
+from framework.nn.splines.expansion import expand
+from framework.nn.splines.options import SplineOptions
 from framework.nn.splines.stored import StoredCoefficients, grid_code
 
 
@@ -48,44 +43,28 @@ class SplineCoefficients(StoredCoefficients):
         kernel: Sequence[int],
         groups: int,
         bias: bool,
+        options: SplineOptions,
         device: Any,
         dtype: Any,
-        *,
-        grid_size: int,
-        max_grid_size: int | None,
-        spline_order: int,
-        grid_range: Sequence[float],
-        base: Base | None,
-        tail: Tail,
-        implementation: Implementation,
     ) -> None:
         super().__init__()
-        if len(tuple(grid_range)) != 2:
-            raise ConfigError(f"grid_range: expected two numbers (low, high), got {grid_range!r}")
-        grid = SplineGrid(grid_size, spline_order, float(grid_range[0]), float(grid_range[1]), tail)
-        self.max_grid_size = grid_size if max_grid_size is None else max_grid_size
-        if self.max_grid_size < grid_size:
-            raise ConfigError(f"max_grid_size: expected at least grid_size = {grid_size}, got {max_grid_size}")
         if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
             raise ConfigError(
                 f"in_channels, out_channels, groups: expected positive numbers, both channel numbers divisible by "
                 f"groups; got {in_channels}, {out_channels}, {groups}"
             )
-        if base is not None and base not in get_args(Base):
-            raise ConfigError(f"base: expected null, silu or linear, got {base!r}")
-        if implementation not in get_args(Implementation):
-            raise ConfigError(f"implementation: expected auto, dense, scatter or recompute, got {implementation!r}")
+        self.max_grid_size = options.room
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.base, self.implementation = base, implementation
-        self._first_grid_size = grid_size
+        self.base, self.implementation = options.base, options.implementation
+        self._first_grid_size = options.grid_size
         kwargs = {"device": device, "dtype": dtype}
         shape = (out_channels, in_channels // groups, *kernel)
-        self.coefficients = nn.Parameter(torch.empty((self.max_grid_size + spline_order, *shape), **kwargs))
-        self.base_weight = nn.Parameter(torch.empty(shape, **kwargs)) if base is not None else None
+        self.coefficients = nn.Parameter(torch.empty((self.max_grid_size + options.spline_order, *shape), **kwargs))
+        self.base_weight = nn.Parameter(torch.empty(shape, **kwargs)) if self.base is not None else None
         self.bias = nn.Parameter(torch.empty(out_channels, **kwargs)) if bias else None
         self.register_buffer("mask", torch.empty(shape, **kwargs))
         self.register_buffer("grid_code", torch.empty(4, dtype=torch.float32, device=device))
-        self.grid = grid
+        self.grid = options.grid
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -5,16 +5,16 @@ Y[o] = sum_{c,i,j} phi_{o,c,i,j}(X[c] shifted by (i, j)) with phi = sum_k w_k B_
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.utils import _pair
 
 from framework.errors import ConfigError
-from framework.nn.splines.bspline import Tail
-from framework.nn.splines.expansion import Base, Implementation
+from framework.nn.options import spelled_out
 from framework.nn.splines.layer import SplineLayer
+from framework.nn.splines.options import SplineArguments, SplineOptions
 
 PADDING_MODES = ("zeros", "mask", "value", "reflect", "replicate")
 Size = int | Sequence[int]
@@ -73,6 +73,7 @@ class KANConv2d(_SplineConv):
         ConfigError: an argument out of its range; an input of another shape.
     """
 
+    @spelled_out(SplineOptions)
     def __init__(
         self,
         in_channels: int,
@@ -86,32 +87,11 @@ class KANConv2d(_SplineConv):
         padding_mode: str = "zeros",
         device: Any = None,
         dtype: Any = None,
-        *,
-        grid_size: int = 5,
-        max_grid_size: int | None = None,
-        spline_order: int = 3,
-        grid_range: Sequence[float] = (-3.0, 3.0),
-        base: Base | None = None,
-        tail: Tail = "linear",
-        implementation: Implementation = "auto",
+        **spline: Unpack[SplineArguments],
     ) -> None:
         self.kernel_size = _positive_pair("kernel_size", kernel_size)
-        super().__init__(
-            in_channels,
-            out_channels,
-            self.kernel_size,
-            groups,
-            bias,
-            device,
-            dtype,
-            grid_size=grid_size,
-            max_grid_size=max_grid_size,
-            spline_order=spline_order,
-            grid_range=grid_range,
-            base=base,
-            tail=tail,
-            implementation=implementation,
-        )
+        options = SplineOptions(**spline)
+        super().__init__(in_channels, out_channels, self.kernel_size, groups, bias, options, device, dtype)
         self.stride, self.dilation = _positive_pair("stride", stride), _positive_pair("dilation", dilation)
         if padding_mode not in PADDING_MODES:
             raise ConfigError(f"padding_mode: expected one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
@@ -180,6 +160,7 @@ class KANConvTranspose2d(_SplineConv):
         (B, C, H, W) float -> (B, O, H', W'), with ConvTranspose2d's sizes.
     """
 
+    @spelled_out(SplineOptions)
     def __init__(
         self,
         in_channels: int,
@@ -194,32 +175,11 @@ class KANConvTranspose2d(_SplineConv):
         padding_mode: str = "zeros",
         device: Any = None,
         dtype: Any = None,
-        *,
-        grid_size: int = 5,
-        max_grid_size: int | None = None,
-        spline_order: int = 3,
-        grid_range: Sequence[float] = (-3.0, 3.0),
-        base: Base | None = None,
-        tail: Tail = "linear",
-        implementation: Implementation = "auto",
+        **spline: Unpack[SplineArguments],
     ) -> None:
         self.kernel_size = _positive_pair("kernel_size", kernel_size)
-        super().__init__(
-            in_channels,
-            out_channels,
-            self.kernel_size,
-            groups,
-            bias,
-            device,
-            dtype,
-            grid_size=grid_size,
-            max_grid_size=max_grid_size,
-            spline_order=spline_order,
-            grid_range=grid_range,
-            base=base,
-            tail=tail,
-            implementation=implementation,
-        )
+        options = SplineOptions(**spline)
+        super().__init__(in_channels, out_channels, self.kernel_size, groups, bias, options, device, dtype)
         if padding_mode not in ("zeros", "mask"):
             raise ConfigError(f"padding_mode: a transposed convolution knows zeros (or mask), got {padding_mode!r}")
         self.stride, self.dilation = _positive_pair("stride", stride), _positive_pair("dilation", dilation)
@@ -268,6 +228,7 @@ class KANLinear(SplineLayer):
         ConfigError: an argument out of its range; an input of another shape.
     """
 
+    @spelled_out(SplineOptions)
     def __init__(
         self,
         in_features: int,
@@ -275,31 +236,9 @@ class KANLinear(SplineLayer):
         bias: bool = False,
         device: Any = None,
         dtype: Any = None,
-        *,
-        grid_size: int = 5,
-        max_grid_size: int | None = None,
-        spline_order: int = 3,
-        grid_range: Sequence[float] = (-3.0, 3.0),
-        base: Base | None = None,
-        tail: Tail = "linear",
-        implementation: Implementation = "auto",
+        **spline: Unpack[SplineArguments],
     ) -> None:
-        super().__init__(
-            in_features,
-            out_features,
-            (),
-            1,
-            bias,
-            device,
-            dtype,
-            grid_size=grid_size,
-            max_grid_size=max_grid_size,
-            spline_order=spline_order,
-            grid_range=grid_range,
-            base=base,
-            tail=tail,
-            implementation=implementation,
-        )
+        super().__init__(in_features, out_features, (), 1, bias, SplineOptions(**spline), device, dtype)
 
     @property
     def in_features(self) -> int:

@@ -1,0 +1,72 @@
+"""What all spline layers can be told about their splines."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict, get_args
+
+from framework.errors import ConfigError
+from framework.nn.splines.bspline import SplineGrid, Tail
+from framework.nn.splines.expansion import Base, Implementation
+
+
+@dataclass(frozen=True)
+class SplineOptions:
+    """The keyword arguments that spline layers share; see `KANConv2d`.
+
+    Args:
+        grid_size: G, cells on `grid_range`.
+        max_grid_size: cells to allocate room for; None: no room to grow.
+        spline_order: p, 1, 2 or 3.
+        grid_range: (a, b) in units of the input.
+        base: None, `silu` or `linear`.
+        tail: `linear`, `clamp` or `zero`.
+        implementation: `auto`, `dense`, `scatter` or `recompute`.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    grid_size: int = 5
+    max_grid_size: int | None = None
+    spline_order: int = 3
+    grid_range: Sequence[float] = (-3.0, 3.0)
+    base: Base | None = None
+    tail: Tail = "linear"
+    implementation: Implementation = "auto"
+
+    def __post_init__(self) -> None:
+        if len(tuple(self.grid_range)) != 2:
+            raise ConfigError(f"grid_range: expected two numbers (low, high), got {self.grid_range!r}")
+        if self.room < self.grid.size:
+            raise ConfigError(
+                f"max_grid_size: expected at least grid_size = {self.grid_size}, got {self.max_grid_size}"
+            )
+        if self.base is not None and self.base not in get_args(Base):
+            raise ConfigError(f"base: expected null, silu or linear, got {self.base!r}")
+        if self.implementation not in get_args(Implementation):
+            raise ConfigError(
+                f"implementation: expected auto, dense, scatter or recompute, got {self.implementation!r}"
+            )
+
+    @property
+    def grid(self) -> SplineGrid:
+        """The spline space to start with."""
+        low, high = map(float, self.grid_range)
+        return SplineGrid(self.grid_size, self.spline_order, low, high, self.tail)
+
+    @property
+    def room(self) -> int:
+        """Cells to allocate."""
+        return self.grid_size if self.max_grid_size is None else self.max_grid_size
+
+
+class SplineArguments(TypedDict, total=False):
+    """The fields of `SplineOptions` as `**keywords`, for type checkers and editors."""
+
+    grid_size: int
+    max_grid_size: int | None
+    spline_order: int
+    grid_range: Sequence[float]
+    base: Base | None
+    tail: Tail
+    implementation: Implementation
