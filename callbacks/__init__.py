@@ -10,6 +10,7 @@ from callbacks.origin_paths import OriginPaths
 from callbacks.parameter_summary import ParameterSummary
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.segmentation_maps import SegmentationMaps
+from callbacks.segmentation_report import SegmentationReport
 from callbacks.spline_pruning import SplinePruning
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "ParameterSummary",
     "PredictionWriter",
     "SegmentationMaps",
+    "SegmentationReport",
     "SplinePruning",
 ]

@@ -6,25 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tifffile
-from scipy import ndimage
 from skimage.measure import label, regionprops_table
-from skimage.segmentation import watershed
 
 from datamodules.io import Picture
 from datamodules.reading import Reading
 from framework.errors import DataError
-
-
-def objects_of(classes: np.ndarray) -> np.ndarray:
-    """(H, W) classes background, inside, border -> (H, W) int32 objects 1, 2, ... by watershed.
-
-    Connected insides are the seeds, and grow into the border between them.
-    """
-    seeds, _ = ndimage.label(classes == 1)
-    if not seeds.any():
-        return np.zeros(classes.shape, np.int32)
-    distance = ndimage.distance_transform_edt(classes != 1)
-    return watershed(distance, seeds, mask=(classes == 1) | (classes == 2)).astype(np.int32)
+from framework.instances import objects_of
 
 
 def label_image(classes: np.ndarray, reading: Reading, size: tuple[int, int] | None = None) -> np.ndarray:

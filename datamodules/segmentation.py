@@ -149,15 +149,16 @@ class SegmentationDataModule(BaseDataModule):
             self._know_channels()
         augmentation = self.augmentation if training else None
         return SegmentationFiles(
-            pairs, self.reading, augmentation, self.crop if training else None, self.seed, self.cache
+            pairs, self.reading, augmentation, self.crop if training else None, self.seed, self.cache, split == "test"
         )
 
     def sample_name(self, index: int) -> str:
-        """Name of a sample of the predict split: its image's, without the ending."""
-        return self._predicted()[index].name
+        """Name of a sample of the split that is tested or predicted: its image's, without the ending."""
+        split: Literal["test", "predict"] = "test" if self.trainer is not None and self.trainer.testing else "predict"
+        return self._by_index(split)[index].name
 
-    def _predicted(self) -> dict[int, Pair]:
-        dataset: Any = self.datasets.get("predict") or self.configure_dataset("predict")
+    def _by_index(self, split: Literal["test", "predict"] = "predict") -> dict[int, Pair]:
+        dataset: Any = self.datasets.get(split) or self.configure_dataset(split)
         return {pair.index: pair for pair in dataset.pairs}
 
     def _check_sizes(self, pairs: Sequence[Pair], batch_size: int, training: bool) -> None:
@@ -228,7 +229,7 @@ class SegmentationDataModule(BaseDataModule):
         """Writes a predicted mask as `NAME_mask.tif` and measures its objects; other keys are left to the caller."""
         if key != "mask" or value.ndim != 2:
             return False
-        pair, reading = self._predicted()[index], self.reading
+        pair, reading = self._by_index()[index], self.reading
         picture = open_picture(pair.image, reading.axes)
         labels = label_image(value, reading, picture.size)
         write_label_image(folder / f"{pair.name}_mask.tif", labels, picture.pixel_size)

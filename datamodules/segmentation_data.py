@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.io import open_picture
-from datamodules.masks import read_mask
+from datamodules.masks import read_instances, read_mask
 from datamodules.pairing import Pair
 from datamodules.planes import image_of
 from datamodules.reading import Reading
@@ -140,6 +140,7 @@ class SegmentationFiles(Dataset):
         crop: side of training crops.
         seed: of the augmentation, drawn from (seed, epoch, index).
         cache: keep decoded samples in memory: True all, False none, a number so many megabytes.
+        with_objects: instance masks also give `objects`.
     """
 
     def __init__(
@@ -150,7 +151,9 @@ class SegmentationFiles(Dataset):
         crop: int | None = None,
         seed: int = 0,
         cache: bool | int = False,
+        with_objects: bool = False,
     ) -> None:
+        self.with_objects = with_objects
         self.pairs = list(pairs)
         self.reading, self.augmentation, self.crop, self.seed = reading, augmentation, crop, seed
         self.room = (np.inf if cache else 0) if isinstance(cache, bool) else cache * 2**20
@@ -165,7 +168,7 @@ class SegmentationFiles(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, place: int) -> dict[str, Tensor]:
-        """`image` float32 (C, H, W), `mask` int64 (H, W) where there is one, `index` int64."""
+        """`image` float32 (C, H, W), `mask` int64 (H, W) where there is one, `index` int64; `objects` int64 (H, W)."""
         pair = self.pairs[place]
         image, mask, depth = self._files(int(place))
         if self.augmentation is not None and mask is not None:
@@ -175,7 +178,17 @@ class SegmentationFiles(Dataset):
         sample = {"image": torch.from_numpy(np.ascontiguousarray(image, np.float32)), "index": torch.tensor(pair.index)}
         if mask is not None:
             sample["mask"] = torch.from_numpy(mask.astype(np.int64))
+        if self.with_objects and pair.masks and self.reading.masks_are == "instances":
+            sample["objects"] = torch.from_numpy(self._objects(pair))
         return sample
+
+    def _objects(self, pair: Pair) -> np.ndarray:
+        """(H, W) int64 label image, where the picture is made smaller of the pixel in the middle of every block."""
+        factor = self.reading.downscale
+        height, width = open_picture(pair.image, self.reading.axes).size
+        objects = read_instances(pair.masks, self.reading, (height, width), pair.part)
+        kept = objects[: height // factor * factor, : width // factor * factor]
+        return np.ascontiguousarray(kept[factor // 2 :: factor, factor // 2 :: factor])
 
     def _files(self, place: int) -> tuple[np.ndarray, np.ndarray | None, int]:
         """Image, mask, and bits of the image's file (0 where its numbers have no depth)."""

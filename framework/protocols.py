@@ -3,7 +3,7 @@
 A class has a protocol when it has its methods; nothing is to be inherited or registered.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -125,6 +125,23 @@ class DrawsFigures(Protocol):
 
     def figures(self, batch: Any) -> Mapping[str, Figure]:
         """Figures by name, drawn from one evaluation batch."""
+        ...
+
+
+@runtime_checkable
+class MeasuresSamples(Protocol):
+    """A module that keeps what it counted for every sample of a test: SegmentationReport."""
+
+    def take_samples(self) -> list[dict[str, Any]]:
+        """Plain values of every sample since the last call, in the order of the batches.
+
+        Each has `index` (or None), `confusion` ((C, C) counts, rows truth), `ignored` (a class without figures, or
+        None) and `objects` (None, or what `Matches.plain` gives).
+        """
+        ...
+
+    def sample_figures(self, samples: Sequence[Any], titles: Sequence[str]) -> Mapping[str, Figure]:
+        """Figures by name of samples of the dataset, each under its title."""
         ...
 
 

@@ -37,6 +37,7 @@ from framework.distributed import say
 from framework.errors import ConfigError, FrameworkError
 from framework.lifecycle import FiniteLoss, missing_contracts
 from framework.method import BaseMethod
+from framework.protocols import MeasuresSamples
 from framework.suggest import shorten
 from framework.trust import class_named
 
@@ -252,6 +253,8 @@ def default_callbacks(model: LightningModule, given: Sequence[Callback], keep: b
     if keep:
         defaults += [callbacks.LastCheckpoint(), callbacks.InterruptCheckpoint()]
     defaults.append(callbacks.FigureWriter())
+    if isinstance(model, MeasuresSamples):
+        defaults.append(callbacks.SegmentationReport())
     return [callback for callback in defaults if not any(isinstance(g, type(callback)) for g in given)]
 
 

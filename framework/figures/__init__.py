@@ -12,15 +12,18 @@ from framework.figures.filters import (
 from framework.figures.finola import reconstruction_grid, residual_map, speed_spectrum
 from framework.figures.implicit import error_panel, psnr_over_time, reconstruction_panel, segmentation_map_panel
 from framework.figures.origins import origin_paths
-from framework.figures.segmentation import segmentation_panel
+from framework.figures.segmentation import confusion_matrix, instance_curves, instance_panel, segmentation_panel
 from framework.figures.separability import separability
 from framework.figures.splines import edge_strength_maps, outside_fractions, spline_curves
 
 __all__ = [
+    "confusion_matrix",
     "edge_strength_maps",
     "error_panel",
     "explained_energy",
     "filter_panel",
+    "instance_curves",
+    "instance_panel",
     "operator_histograms",
     "operator_label",
     "origin_paths",

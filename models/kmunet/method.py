@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 from framework.distributed import say
 from framework.errors import ConfigError, DivergenceError
 from framework.figures import edge_strength_maps, outside_fractions, segmentation_panel, spline_curves
-from framework.method import ADAM, LOSS_CHECK_EVERY, BaseMethod, Batch, Split
+from framework.method import ADAM, LOSS_CHECK_EVERY, Batch, Split
 from framework.metrics import overlap_metrics
 from framework.nn import KOrigins, SplineLayer, observe, spline_layers
 from framework.nn.splines.bspline import Tail
@@ -22,12 +22,13 @@ from framework.nn.splines.options import SplineOptions
 from framework.nn.splines.stored import transfer_matrix
 from framework.tiling import TileSize
 from models.kmunet.network import KMUNetwork, Up
-from models.segmentation import Loss, check_classes, check_images, predicted_classes, segmentation_loss
+from models.segmentation import Loss, check_classes, check_images, segmentation_loss
+from models.segmenter import SegmentationMethod
 
 __all__ = ["KMUNet", "Loss", "segmentation_loss"]
 
 
-class KMUNet(BaseMethod):
+class KMUNet(SegmentationMethod):
     """A U-Net of spline convolutions: normalisation, then sum over c, i, j of phi_{o,c,i,j}(x), no nodal activation.
 
     Args:
@@ -157,10 +158,6 @@ class KMUNet(BaseMethod):
         rest = [p for p in self.parameters() if p.requires_grad and id(p) not in inside]
         groups: list[dict[str, Any]] = [{"params": rest, "name": "rest"}]
         return [{"params": coefficients, "name": "coefficients"}, *groups] if coefficients else groups
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """`mask` uint8 (B, H, W) under the samples' `index`."""
-        return {"index": batch["index"], "mask": predicted_classes(self, batch["image"], self.network, self.tile)}
 
     def figures(self, batch: Batch) -> Mapping[str, Figure]:  # type: ignore[override]
         """Predictions; for spline networks the learned functions, edge strengths and out-of-range shares."""

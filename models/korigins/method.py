@@ -16,14 +16,15 @@ from torchmetrics.classification import MulticlassAccuracy
 from framework.data import spread
 from framework.errors import ConfigError
 from framework.figures import segmentation_panel, separability
-from framework.method import BaseMethod, Batch, Split
+from framework.method import Batch, Split
 from framework.metrics import BatchForegroundIoU, ForegroundIoU
 from framework.nn import gaussian_mixture_statistics, multi_otsu_statistics, origins_from_statistics
 from framework.nn.padding import in_strides
 from framework.protocols import HasClassStatistics, HasDatasets, HasPreprocessing
 from framework.tiling import TileSize
 from models.korigins.network import KOriginsUNet
-from models.segmentation import check_classes, check_images, pixel_cross_entropy, predicted_classes
+from models.segmentation import check_classes, check_images, pixel_cross_entropy
+from models.segmenter import SegmentationMethod
 
 # the paper's code: Keras' Adam, whose epsilon is 1e-7
 KERAS_ADAM = cast(OptimizerCallable, {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4, "eps": 1e-7}})
@@ -31,7 +32,7 @@ KERAS_ADAM = cast(OptimizerCallable, {"class_path": "torch.optim.Adam", "init_ar
 Origins = Literal["none", "class_statistics", "multi_otsu", "gaussian_mixture", "random"]
 
 
-class KOriginsSegmentation(BaseMethod):
+class KOriginsSegmentation(SegmentationMethod):
     """A U-Net on raw intensities, with K-Origins layers in its encoder, without, or with one of the controls.
 
     Args:
@@ -277,10 +278,6 @@ class KOriginsSegmentation(BaseMethod):
             shares = np.bincount(mask[mask != self.ignore_index].ravel(), minlength=self.num_classes)
             drawn["separability"] = separability(*known, shares / shares.sum())
         return drawn
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """`mask` uint8 (B, H, W) under the samples' `index`."""
-        return {"index": batch["index"], "mask": predicted_classes(self, batch["image"], self.network, self.tile)}
 
 
 def check_known(mean: np.ndarray, data: str) -> None:

@@ -14,9 +14,10 @@ from PIL import Image
 from callbacks import PredictionWriter
 from datamodules import SegmentationDataModule
 from datamodules.masks import instance_classes
-from datamodules.predictions import label_image, objects_of, write_label_image
+from datamodules.predictions import label_image, write_label_image
 from datamodules.reading import Reading
 from framework.errors import ConfigError, DataError
+from framework.instances import objects_of
 from models import KMUNet, KOriginsSegmentation
 
 QUIET: dict[str, Any] = {
