@@ -16,9 +16,9 @@ import torch
 
 from benchmarks.common import append_row, environment
 from benchmarks.device.count import Launches
-from benchmarks.device.methods import METHODS, Batch, on_device, prepared, stepper, whole_images
+from benchmarks.device.methods import ADAM, METHODS, Batch, on_device, pictures, prepared, stepper, whole_images
 from framework.method import BaseMethod
-from models import KMUNet, LevelsOfExperts
+from models import FinolaAutoencoder, KMUNet, LevelsOfExperts
 from models.levels_of_experts.per_image import PerImage
 from tests.helpers.accelerator import Accelerator
 
@@ -32,6 +32,14 @@ def experts(pictures: int, side: int) -> tuple[BaseMethod, Batch]:
     method.set_segmentation_maps(classes.expand(pictures, -1, -1).contiguous())
     method._build_metrics()
     return method, whole_images(pictures, side, side)
+
+
+def large_map() -> tuple[BaseMethod, Batch]:
+    """FINOLA with the papers' map: launches grow with its side."""
+    sizes: dict[str, int] = {"encoder_width": 8, "decoder_width": 8, "encoder_depth": 1}
+    method = FinolaAutoencoder(channels=8, image_size=64, map_size=64, stride=8, optimizer=ADAM, **sizes)  # type: ignore[arg-type]
+    method._build_metrics()
+    return method, pictures(2, 64)
 
 
 def counted(make: Callable[[], tuple[BaseMethod, Batch]], device: str, waits: list) -> int:
@@ -50,6 +58,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128, help="of the pictures of levels_of_experts")
     parser.add_argument("--pictures", type=int, nargs="+", default=[1, 6])
     parser.add_argument("--out", type=Path, required=True, help="CSV file, written anew")
+    parser.add_argument("--only", nargs="*", help="rows to count; all by default")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", ".*self.trainer.*")
     args.out.unlink(missing_ok=True)
@@ -61,10 +70,12 @@ def main() -> None:
         for name in METHODS
         if not name.startswith("levels")
     }
-    for pictures in args.pictures:
-        name = f"levels_of_experts, {pictures} x {args.side} x {args.side}"
-        makes[name] = lambda pictures=pictures: experts(pictures, args.side)  # type: ignore[misc]
-    for name, make in makes.items():
+    makes["finola, map 64 x 64"] = large_map
+    for count in args.pictures:
+        name = f"levels_of_experts, {count} x {args.side} x {args.side}"
+        makes[name] = lambda count=count: experts(count, args.side)  # type: ignore[misc]
+    for name in makes if args.only is None else args.only:
+        make = makes[name]
         on_cpu = counted(make, "cpu", [])
         with Accelerator() as accelerator:
             there = counted(make, "cuda", accelerator.waits)

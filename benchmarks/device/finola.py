@@ -12,7 +12,7 @@ from framework.nn import Finola
 
 
 def rows(table: Table, smoke: bool) -> None:
-    """Both schemes, eager, as a captured graph and compiled, for every C."""
+    """Both schemes, eager, with the repeated step compiled, as a captured graph, and all compiled, for every C."""
     batch, side = (2, 8) if smoke else (32, 64)
     for channels in (8,) if smoke else (128, 256, 512, 1024, 2048):
         for dtype in ("fp32", "bf16"):
@@ -46,12 +46,14 @@ def forms(
         return step
 
     made: dict[str, Callable[[], object]] = {}
-    for scheme in ("separable", "wavefront"):
-        layer = Finola(channels, scheme).to(table.device)  # type: ignore[arg-type]
-        step = both(functools.partial(layer, size=(side, side)))
-        made[scheme] = step
+    layers = {"separable": Finola(channels), "wavefront": Finola(channels, "wavefront")}
+    if not smoke:  # a compiler takes longer than the rest of the smoke test
+        layers["separable, regional"] = Finola(channels, compile="regional")
+    for name, layer in layers.items():
+        step = both(functools.partial(layer.to(table.device), size=(side, side)))
+        made[name] = step
         if table.device.type == "cuda":
-            made[f"{scheme}, graph"] = captured(step)
+            made[f"{name}, graph"] = captured(step)
     if not smoke and dtype == "fp32" and channels <= 512:
         learned = weight.clone().requires_grad_()
         made["separable, plain autograd, compiled"] = both(plain_batched(learned, side, compiled=True))

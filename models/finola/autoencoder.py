@@ -15,7 +15,7 @@ from framework.figures import reconstruction_grid, residual_map, speed_spectrum
 from framework.method import BaseMethod, Batch, Split
 from framework.metrics import float_psnr, float_psnr_pooled
 from framework.nn import Finola, commutator, pde_residual, wave_speeds
-from framework.nn.waves.finola import Scheme
+from framework.nn.waves.finola import Compile, Scheme
 from models.finola.encoder import Pooling
 from models.finola.network import Expansion, FinolaNetwork
 
@@ -115,6 +115,7 @@ class FinolaAutoencoder(BaseMethod):
         optimizer: with weight decay on convolutions and linear layers only.
         lr_scheduler: None: constant.
         lr_interval: `epoch` or `step`.
+        compile: `regional`: FINOLA's repeated step compiled, and nothing else.
 
     Raises:
         ConfigError: arguments that do not go together.
@@ -150,6 +151,7 @@ class FinolaAutoencoder(BaseMethod):
         optimizer: OptimizerCallable = ADAMW,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
+        compile: Compile | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler, lr_interval)
         if loss not in get_args(Loss):
@@ -178,6 +180,7 @@ class FinolaAutoencoder(BaseMethod):
             seeds,
             decoder_width,
             pretrained,
+            compile,
         )
         self._grad_norms: dict[str, Tensor] = {}
 

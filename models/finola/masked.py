@@ -15,6 +15,7 @@ from framework.figures import reconstruction_grid
 from framework.method import BaseMethod, Batch, Split
 from framework.metrics import float_psnr
 from framework.nn import Finola
+from framework.nn.waves.finola import Compile
 from models.finola.autoencoder import ADAMW, Loss, check_rate, parameter_groups, pixel_loss
 from models.finola.decoder import Decoder
 from models.finola.encoder import AttentionalPool, build_encoder
@@ -91,6 +92,7 @@ class MaskedFinola(BaseMethod):
         optimizer: with weight decay on convolutions and linear layers only.
         lr_scheduler: None: constant.
         lr_interval: `epoch` or `step`.
+        compile: `regional`: FINOLA's repeated step compiled, and nothing else (`element` only).
 
     Raises:
         ConfigError: arguments that do not go together.
@@ -122,11 +124,14 @@ class MaskedFinola(BaseMethod):
         optimizer: OptimizerCallable = ADAMW,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
+        compile: Compile | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler, lr_interval)
         check_rate(matrix_lr)
         if mode not in ("element", "block"):
             raise ConfigError(f"model.mode: expected element or block, got {mode!r}")
+        if compile and mode == "block":
+            raise ConfigError("model.compile: block-wise steps are few and long; leave it out, or set mode: element")
         if channels < 2:
             raise ConfigError(f"model.channels: expected at least 2 (one channel normalises to zero), got {channels}")
         if image_size < 1 or image_size % (2 * stride):
@@ -143,7 +148,7 @@ class MaskedFinola(BaseMethod):
         self.to_latent: nn.Module = (
             AttentionalPool(features, 1, channels, seeds) if mode == "element" else nn.Conv2d(features, channels, 1)
         )
-        self.growth = Finola(channels, scheme, matrices, normalize=normalize, init_std=init_std)
+        self.growth = Finola(channels, scheme, matrices, normalize=normalize, init_std=init_std, compile=compile)
         self.decoder = Decoder(channels, self.cells, image_size, decoder_width)
 
     # ------------------------------------------------------------------ the method

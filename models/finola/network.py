@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.nn import Finola
-from framework.nn.waves.finola import Scheme
+from framework.nn.waves.finola import Compile, Scheme
 from models.finola.decoder import Decoder
 from models.finola.encoder import Pooling, build_encoder, build_pool
 
@@ -46,7 +46,7 @@ class FinolaNetwork(nn.Module):
         image_size: side of the images in pixels.
         map_size: side of the map in cells.
         expansion: `finola`, or the controls `repeat` and `repeat_position`.
-        scheme, matrices, normalize, init_std, checkpoint, eps: of `framework.nn.Finola`.
+        scheme, matrices, normalize, init_std, checkpoint, eps, compile: of `framework.nn.Finola`.
         start: (row, column) of the vectors in the map; None: its centre.
         encoder: `mobile_former`, `cnn` or a timm model's name.
         encoder_width: channels after the first convolution of the first two.
@@ -83,23 +83,10 @@ class FinolaNetwork(nn.Module):
         seeds: int = 1,
         decoder_width: int = 256,
         pretrained: bool = False,
+        compile: Compile | None = None,
     ) -> None:
         super().__init__()
-        if channels < 2:
-            raise ConfigError(f"model.channels: expected at least 2 (one channel normalises to zero), got {channels}")
-        if paths < 1:
-            raise ConfigError(f"model.paths: expected at least 1, got {paths}")
-        if image_size < 1 or image_size % stride:
-            raise ConfigError(
-                f"model.image_size: expected a multiple of model.stride ({stride}), got {image_size}; resize the "
-                "images with data.image_size, or take another stride"
-            )
-        if expansion not in ("finola", "repeat", "repeat_position"):
-            raise ConfigError(f"model.expansion: expected finola, repeat or repeat_position, got {expansion!r}")
-        if start is not None and not (len(start) == 2 and all(0 <= s < map_size for s in start)):
-            raise ConfigError(
-                f"model.start: expected [row, column] inside the {map_size} x {map_size} map, got {list(start)}"
-            )
+        _check_sizes(channels, paths, image_size, map_size, stride, expansion, start)
         self.channels, self.paths, self.image_size = channels, paths, image_size
         self.map_size = (map_size, map_size)
         self.start = None if start is None else (int(start[0]), int(start[1]))
@@ -108,7 +95,14 @@ class FinolaNetwork(nn.Module):
         self.pool = build_pool(pooling, cast(int, self.encoder.out_channels), cells, paths, channels, seeds)
         if expansion == "finola":
             self.growth: Finola | RepeatMap = Finola(
-                channels, scheme, matrices, normalize=normalize, eps=eps, init_std=init_std, checkpoint=checkpoint
+                channels,
+                scheme,
+                matrices,
+                normalize=normalize,
+                eps=eps,
+                init_std=init_std,
+                checkpoint=checkpoint,
+                compile=compile,
             )
             map_channels = channels
         else:
@@ -151,6 +145,37 @@ class FinolaNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, image_size, image_size) in [0, 1] -> its reconstruction."""
         return self.decode(self.encode(image))
+
+
+def _check_sizes(
+    channels: int,
+    paths: int,
+    image_size: int,
+    map_size: int,
+    stride: int,
+    expansion: str,
+    start: Sequence[int] | None,
+) -> None:
+    """Refuses what does not go together.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    if channels < 2:
+        raise ConfigError(f"model.channels: expected at least 2 (one channel normalises to zero), got {channels}")
+    if paths < 1:
+        raise ConfigError(f"model.paths: expected at least 1, got {paths}")
+    if image_size < 1 or image_size % stride:
+        raise ConfigError(
+            f"model.image_size: expected a multiple of model.stride ({stride}), got {image_size}; resize the "
+            "images with data.image_size, or take another stride"
+        )
+    if expansion not in ("finola", "repeat", "repeat_position"):
+        raise ConfigError(f"model.expansion: expected finola, repeat or repeat_position, got {expansion!r}")
+    if start is not None and not (len(start) == 2 and all(0 <= s < map_size for s in start)):
+        raise ConfigError(
+            f"model.start: expected [row, column] inside the {map_size} x {map_size} map, got {list(start)}"
+        )
 
 
 def latent_counts(channels: int, paths: int = 1, matrices: int = 4) -> dict[str, int]:

@@ -90,11 +90,14 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any], note: Callable[[str],
     if goes and generator is not None and generator.device.type == "cpu":
         raise RuntimeError(f"{func}: Expected a 'cuda' device type for generator but found 'cpu'")
     if away and note:
-        masks = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
-            isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1] or ()
+        # a mask's size is read; an index on the host (a list, or a tensor there) is copied over first
+        indexed = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
+            isinstance(i, Tensor)
+            and (i.dtype in (torch.bool, torch.uint8) or (i.dim() and not isinstance(i, OnAccelerator)))
+            for i in args[1] or ()
         )
         spread = name == "repeat_interleave" and kwargs.get("output_size") is None
-        if name in READS or masks or spread:
+        if name in READS or indexed or spread:
             note(name)
 
     def inside(value: Any) -> Any:

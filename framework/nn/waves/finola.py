@@ -15,12 +15,17 @@ from framework.nn.modes import followed
 from framework.nn.waves.plain import plain_map
 from framework.nn.waves.routes import Route
 from framework.nn.waves.steps import DIRECTIONS, Plan, Scheme, normalized
+from framework.nn.waves.together import Together
 from framework.nn.waves.wavefront import Wavefront
 
+Compile = Literal["regional"]
 
-def _parts(plan: Plan) -> list[Any]:
+
+def _parts(plan: Plan, device: torch.device) -> list[Any]:
     if plan.scheme == "wavefront":
         return [Wavefront(plan)]
+    if plan.regional or device.type != "cpu":
+        return [Together(plan)]
     axes = [axis for axis in (0, 1) if plan.takes(axis)]
     return [Route(plan, axis, 1 / len(axes)) for axis in axes]
 
@@ -41,8 +46,9 @@ class _FinolaMap(torch.autograd.Function):
         factors = weight.to(plan.product)
         ctx.tapes = []
         with torch.autocast(q.device.type, enabled=False):
-            for part in _parts(plan):
-                for path in _paths(q, checkpoint):
+            for part in _parts(plan, q.device):
+                # chains that run together hold their states: without a backward pass, those of one path at a time
+                for path in _paths(q, checkpoint or (isinstance(part, Together) and not keep)):
                     ctx.tapes.append(part.forward(path, factors, out, not ctx.tapes, keep))
         return out
 
@@ -56,7 +62,7 @@ class _FinolaMap(torch.autograd.Function):
         grad_q, grad_weight = torch.zeros_like(q), torch.zeros_like(weight)
         kept = iter(ctx.tapes)
         with torch.autocast(q.device.type, enabled=False):
-            for part in _parts(plan):
+            for part in _parts(plan, q.device):
                 for path, grad_path in zip(_paths(q, ctx.checkpoint), _paths(grad_q, ctx.checkpoint), strict=True):
                     # copied lists: the tensors stay for a second backward with retain_graph
                     tapes = [list(tape) for tape in next(kept)]
@@ -99,6 +105,8 @@ class Finola(nn.Module):
         eps: added to the variance.
         init_std: s, the matrices start from N(0, s^2 / C).
         checkpoint: recompute instead of storing: memory does not depend on the number of paths, for one more forward.
+        compile: `regional` compiles the step that is repeated, alone (torch.compile): a normalisation, a product and
+            what can be fused with it, and not the hundreds of them that a map consists of. Separable schemes only.
         device: of the matrices.
         dtype: of the matrices.
 
@@ -119,6 +127,7 @@ class Finola(nn.Module):
         eps: float = 1e-5,
         init_std: float = 0.3,
         checkpoint: bool = False,
+        compile: Compile | None = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -129,10 +138,16 @@ class Finola(nn.Module):
             raise ConfigError(f"scheme: expected one of {', '.join(get_args(Scheme))}, got {scheme!r}")
         if matrices not in (1, 2, 4):
             raise ConfigError(f"matrices: expected 4, 2 (A- = -A+) or 1 (B = A as well), got {matrices}")
+        if compile not in (None, *get_args(Compile)) or (compile and scheme == "wavefront"):
+            raise ConfigError(
+                f"compile: expected null, or regional with scheme separable, row_first or column_first, got {compile!r}"
+                f" with {scheme}"
+            )
         if eps <= 0 or init_std < 0:
             raise ConfigError(f"eps and init_std: expected above 0 and 0 or more, got {eps} and {init_std}")
         self.channels, self.scheme, self.matrices = channels, scheme, matrices
         self.normalize, self.eps, self.init_std, self.checkpoint = normalize, eps, init_std, checkpoint
+        self.regional = compile is not None
         self.weight = nn.Parameter(torch.empty(matrices, channels, channels, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -176,7 +191,8 @@ class Finola(nn.Module):
         dtype = torch.promote_types(q.dtype, self.weight.dtype)
         state = torch.promote_types(dtype, torch.float32)
         product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
-        plan = Plan((height, width), (row, col), self.scheme, self.normalize, self.eps, product)
+        regional = self.__dict__.get("regional", False)  # a layer pickled before there was a choice has none
+        plan = Plan((height, width), (row, col), self.scheme, self.normalize, self.eps, product, regional)
         with torch.autocast(device, enabled=False):
             paths = q.to(state)
             paths = (paths if q.dim() == 3 else paths.unsqueeze(1)).contiguous()
@@ -201,6 +217,8 @@ class Finola(nn.Module):
         """
         matrix = self.directional()[DIRECTIONS.index(direction)]
         dtype = torch.promote_types(z.dtype, matrix.dtype)
+        if z.numel() == 0:
+            return z.to(dtype)
         z, matrix = (t.to(torch.promote_types(dtype, torch.float32)) for t in (z, matrix))
         for _ in range(steps):
             z = z + nn.functional.linear(normalized(z, self.eps)[0] if self.normalize else z, matrix)

@@ -30,7 +30,7 @@ class Route:
         plan, tapes = self.plan, []
         line = q.new_empty(batch * paths, self.line_length, channels)
         line[:, self.line_start] = q.flatten(0, 1)
-        for bank in banks(self.axis, plan, q.device):
+        for bank in banks(self.axis, plan):
 
             def along(chain: int, step: int, z: Tensor, bank: list[int] = bank) -> None:
                 line[:, self._cell(bank[chain], step, self.line_start)] = z
@@ -50,7 +50,7 @@ class Route:
                 targets[at].add_(z, alpha=self.share)
 
         add(self.cross_start, line)
-        for bank in banks(1 - self.axis, plan, q.device):
+        for bank in banks(1 - self.axis, plan):
 
             def across(chain: int, step: int, z: Tensor, bank: list[int] = bank) -> None:
                 add(self._cell(bank[chain], step, self.cross_start), z)
@@ -69,7 +69,7 @@ class Route:
             into.view(batch, paths, -1, channels).add_(received[at].unsqueeze(1), alpha=self.share)
 
         add(self.cross_start, g_line)
-        for bank in reversed(banks(1 - self.axis, plan, q.device)):
+        for bank in reversed(banks(1 - self.axis, plan)):
 
             def across(chain: int, step: int, into: Tensor, bank: list[int] = bank) -> None:
                 add(self._cell(bank[chain], step, self.cross_start), into)
@@ -80,7 +80,7 @@ class Route:
             g_line += roll_back(tapes.pop(), weight[bank], lengths, flat, across, part).view_as(g_line)
             grad_weight[bank] += part
         g_q = g_line[:, self.line_start].clone()
-        for bank in reversed(banks(self.axis, plan, q.device)):
+        for bank in reversed(banks(self.axis, plan)):
 
             def along(chain: int, step: int, into: Tensor, bank: list[int] = bank) -> None:
                 into += g_line[:, self._cell(bank[chain], step, self.line_start)]

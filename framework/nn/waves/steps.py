@@ -25,6 +25,7 @@ class Plan:
     normalize: bool
     eps: float
     product: torch.dtype  # of the factors of every matrix product
+    regional: bool = False  # the repeated step is compiled
 
     def takes(self, axis: int) -> bool:
         """Whether the map that walks along an axis (0 horizontal, 1 vertical) first is part of the scheme."""
@@ -131,10 +132,9 @@ def roll_back(
     return g.sum(0)
 
 
-def banks(axis: int, plan: Plan, device: torch.device) -> list[list[int]]:
-    """The directions of an axis (0 horizontal, 1 vertical) that run together, longest first.
+def banks(axis: int, plan: Plan) -> list[list[int]]:
+    """The directions of an axis (0 horizontal, 1 vertical), longest first, each by itself.
 
-    An accelerator wants both in one launch; a CPU core keeps one chain's state in its cache.
+    A CPU core keeps one chain's state in its cache; an accelerator, for which that is a waste, has `Together`.
     """
-    pair = sorted((d for d in (2 * axis, 2 * axis + 1) if plan.length(d)), key=plan.length, reverse=True)
-    return [[d] for d in pair] if device.type == "cpu" else [pair] if pair else []
+    return [[d] for d in sorted((2 * axis, 2 * axis + 1), key=plan.length, reverse=True) if plan.length(d)]
