@@ -1,6 +1,6 @@
 """Generated micrographs of cells with nuclei, for quickstarts and tests: no files, no download."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -74,9 +74,7 @@ class CellsDataModule(BaseDataModule):
         images: training images; a quarter as many validate and test each.
         side: height and width in pixels.
         batch_size: images per training step and rank.
-        eval_batch_size: images per evaluation step; None: as `batch_size`.
-        num_workers: loader processes.
-        seed: of the images and of the training order.
+        **loading: the other arguments of `BaseDataModule`.
 
     Raises:
         ConfigError: values that no image can have.
@@ -87,11 +85,9 @@ class CellsDataModule(BaseDataModule):
         images: int = 96,
         side: int = 64,
         batch_size: int = 8,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        super().__init__(batch_size=batch_size, **loading)
         if images < 4 or side < 8:
             raise ConfigError(f"data.images, data.side: expected at least 4 and 8, got {images} and {side}")
         self.images, self.side = images, side

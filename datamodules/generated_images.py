@@ -57,10 +57,7 @@ class GeneratedImagesDataModule(BaseDataModule):
         train_images: training pictures.
         val_images: validation pictures; as many others test.
         calibration_images: pictures for recalibration, again others.
-        batch_size: pictures per training step and rank.
-        eval_batch_size: pictures per evaluation step; None: as `batch_size`.
-        num_workers: loader processes.
-        seed: of pictures and order.
+        **loading: the arguments of `BaseDataModule`.
 
     Raises:
         ConfigError: counts or sizes below what a picture needs.
@@ -73,12 +70,9 @@ class GeneratedImagesDataModule(BaseDataModule):
         train_images: int = 256,
         val_images: int = 64,
         calibration_images: int = 32,
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        super().__init__(**loading)
         least: dict[str, tuple[Any, int]] = {
             "classes": (classes, 2),
             "image_size": (image_size, 8),

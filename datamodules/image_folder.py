@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
@@ -46,10 +46,7 @@ class ImageFolderDataModule(BaseDataModule):
         calibration_images: pictures set aside for callbacks that recalibrate, with evaluation transforms: from the
             training part where there is one, else from the evaluation part, which they leave.
         calibration_step: they are pictures 0, step, 2 step, ... of that part; None: evenly spread.
-        batch_size: pictures per training step and rank.
-        eval_batch_size: pictures per evaluation step; None: as `batch_size`.
-        num_workers: loader processes.
-        seed: of order and augmentation.
+        **loading: the arguments of `BaseDataModule`.
 
     Raises:
         ConfigError: values that cannot work.
@@ -76,12 +73,9 @@ class ImageFolderDataModule(BaseDataModule):
         images_per_class: int | None = None,
         calibration_images: int = 0,
         calibration_step: int | None = None,
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        super().__init__(**loading)
         resize = image_size if resize is None else resize
         if image_size < 1 or resize < image_size:
             raise ConfigError(

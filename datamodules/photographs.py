@@ -1,7 +1,7 @@
 """Crops of the photographs that scikit-image carries: real pictures without a download."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import skimage.data
@@ -43,10 +43,7 @@ class PhotographsDataModule(BaseDataModule):
         crops: training crops of every photograph per epoch, drawn from (seed, epoch, index).
         eval_crops: crops of every photograph in evaluation, the same in every epoch.
         scale: [smallest, largest] share of a photograph's area that a crop covers.
-        batch_size: crops per training step and rank.
-        eval_batch_size: crops per evaluation step; None: as `batch_size`.
-        num_workers: loader processes.
-        seed: of crops and training order.
+        **loading: the arguments of `BaseDataModule`.
 
     Raises:
         ConfigError: values that no crop can have.
@@ -59,12 +56,9 @@ class PhotographsDataModule(BaseDataModule):
         crops: int = 40,
         eval_crops: int = 8,
         scale: list[float] | None = None,
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        super().__init__(**loading)
         scale = [0.05, 0.5] if scale is None else scale
         for name, value in {"image_size": image_size, "crops": crops, "eval_crops": eval_crops}.items():
             if value < 1:

@@ -64,9 +64,7 @@ class SegmentationDataModule(BaseDataModule):
         intensity: largest relative change of contrast and brightness.
         cache: keep decoded images in memory: true, false, or at most so many megabytes per split.
         batch_size: images per training step and rank.
-        eval_batch_size: images per evaluation step; None: as `batch_size`; 1 for images of different sizes.
-        num_workers: loader processes.
-        seed: of training order and augmentation.
+        **loading: the other arguments of `BaseDataModule`.
 
     Raises:
         ConfigError: values out of their range.
@@ -76,62 +74,50 @@ class SegmentationDataModule(BaseDataModule):
     def __init__(
         self,
         root: str,
-        images: str = "images",
-        masks: str = "masks",
-        predict_images: str | None = None,
-        split_file: str | None = None,
-        val_fraction: float = 0.2,
-        test_fraction: float = 0.2,
-        train_images: int | None = None,
-        channels: int | list[int] | None = 1,
-        bit_depth: int | None = None,
+        images: str = Splits.images,
+        masks: str = Splits.masks,
+        predict_images: str | None = Splits.predict_images,
+        split_file: str | None = Splits.split_file,
+        val_fraction: float = Splits.val_fraction,
+        test_fraction: float = Splits.test_fraction,
+        train_images: int | None = Splits.train_images,
+        channels: int | list[int] | None = Reading.channels,
+        bit_depth: int | None = Reading.bit_depth,
         labels: list[int] = [0, 255],  # noqa: B006 (only read)
-        normalize: Normalize = "zscore",
-        downscale: int = 1,
+        normalize: Normalize = Reading.normalize,
+        downscale: int = Reading.downscale,
         crop: int | None = None,
-        flip: bool = True,
-        rotate: float = 0.0,
-        scale: float = 0.0,
-        elastic: float = 0.0,
-        intensity: float = 0.0,
+        flip: bool = Augmentation.flip,
+        rotate: float = Augmentation.rotate,
+        scale: float = Augmentation.scale,
+        elastic: float = Augmentation.elastic,
+        intensity: float = Augmentation.intensity,
         cache: bool | int = True,
         batch_size: int = 4,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-        fold: int | None = None,
-        folds: int = 5,
-        axes: str | None = None,
-        slices: Slices | None = None,
-        colors: list[list[int]] | None = None,
-        ignore_label: int | None = None,
-        masks_are: MasksAre = "classes",
-        border: int = 1,
+        fold: int | None = Splits.fold,
+        folds: int = Splits.folds,
+        axes: str | None = Reading.axes,
+        slices: Slices | None = Reading.slices,
+        colors: list[list[int]] | None = Reading.colors,
+        ignore_label: int | None = Reading.ignore_label,
+        masks_are: MasksAre = Reading.masks_are,
+        border: int = Reading.border,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        self.reading = Reading(
-            channels,
-            bit_depth,
-            list(labels),
-            normalize,
-            downscale,
-            axes,
-            slices,
-            masks_are,
-            border,
-            colors,
-            ignore_label,
-        )
+        super().__init__(batch_size=batch_size, **loading)
+        contract: dict[str, Any] = {"channels": channels, "bit_depth": bit_depth, "axes": axes, "slices": slices}
+        contract |= {"labels": list(labels), "colors": colors, "ignore_label": ignore_label, "border": border}
+        self.reading = Reading(**contract, masks_are=masks_are, normalize=normalize, downscale=downscale)
         if crop is not None and crop < 1:
             raise ConfigError(f"data.crop: expected at least 1, got {crop}")
         if min(rotate, scale, elastic, intensity) < 0:
             raise ConfigError("data.rotate, data.scale, data.elastic, data.intensity: expected 0 or more")
         self.root = Path(root)
-        self.splits = Splits(
-            self.root, images, masks, predict_images, split_file, val_fraction, test_fraction, train_images, fold, folds
-        )
+        files: dict[str, Any] = {"images": images, "masks": masks, "predict_images": predict_images}
+        files |= {"split_file": split_file, "val_fraction": val_fraction, "test_fraction": test_fraction}
+        self.splits = Splits(self.root, **files, train_images=train_images, fold=fold, folds=folds)
         self.crop, self.cache = crop, cache
-        self.augmentation = Augmentation(flip, rotate, scale, elastic, intensity)
+        self.augmentation = Augmentation(flip=flip, rotate=rotate, scale=scale, elastic=elastic, intensity=intensity)
         self._measured: list[pd.DataFrame] = []
 
     # ------------------------------------------------------------------ datasets

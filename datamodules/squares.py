@@ -30,9 +30,7 @@ class SquaresDataModule(BaseDataModule):
         test_images: number of test images; None: as many as validate.
         cache: keep drawn images in memory as uint16.
         batch_size: images per training step and rank; the paper's code uses 3.
-        eval_batch_size: images per evaluation step; None: as `batch_size`.
-        num_workers: loader processes.
-        seed: seed of the images and of the training order.
+        **loading: the other arguments of `BaseDataModule`.
 
     Raises:
         ConfigError: an unknown preset, or values that no image can have.
@@ -52,11 +50,9 @@ class SquaresDataModule(BaseDataModule):
         test_images: int | None = None,
         cache: bool = True,
         batch_size: int = 3,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        super().__init__(batch_size=batch_size, **loading)
         if preset not in PRESETS:
             near = nearest_names(preset, PRESETS)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PRESETS)}"

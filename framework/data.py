@@ -21,7 +21,7 @@ class BaseDataModule(LightningDataModule):
 
     Args:
         batch_size: samples per training step and rank.
-        eval_batch_size: samples per evaluation step; None: as `batch_size`.
+        eval_batch_size: samples per evaluation step; None: as `batch_size`; 1 for pictures of different sizes.
         num_workers: loader processes; 0 loads in the main process.
         seed: seed of the training order (and of augmentation or synthesis in subclasses).
         drop_last: leave out a training epoch's last batch when it is smaller than the others; None: when it is a single

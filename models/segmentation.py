@@ -1,4 +1,4 @@
-"""What the methods that give every pixel a class share: the losses and the check of a mask."""
+"""What the methods that give every pixel a class share: the losses, the checks of a batch, prediction in tiles."""
 
 from collections.abc import Callable
 from typing import Literal, Protocol

@@ -1,7 +1,7 @@
-"""What the methods that give every pixel a class share: prediction in tiles, and what a test measures."""
+"""What the methods that give every pixel a class share: arguments, prediction in tiles, and what a test measures."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,30 +15,50 @@ from framework.method import BaseMethod, Batch
 from framework.metrics import InstanceFigure, Matches, instance_figures, match_objects
 from framework.metrics.segmentation import confusion_counts
 from framework.tiling import TileSize
-from models.segmentation import Strided, predicted_classes
-
-
-class Segmenting(Protocol):
-    """What SegmentationMethod asks of its subclasses."""
-
-    num_classes: int
-    ignore_index: int | None
-    tile: TileSize
-    network: Strided
+from models.segmentation import check_classes, predicted_classes
 
 
 class SegmentationMethod(BaseMethod):
-    """A method with `network`, `num_classes`, `ignore_index` and `tile`, whose `step` returns `preds` and `target`.
+    """A method that gives every pixel a class; a subclass builds `network`, its `step` returns `preds` and `target`.
 
     Where the batches of a test have `objects`, int64 (B, H, W), 0 ground, -1 without a label, the figures of
     `framework.metrics.instances` are logged as `test/instance_f1_50` and so on.
+
+    Args:
+        in_channels: N, image channels.
+        num_classes: C, background (0) included.
+        ignore_index: mask value of pixels without a label, which count in neither loss nor figures; None: all have one.
+        tile: side of the tiles in which `predict` looks at large pictures; `auto`; None: never in tiles. The logits are
+            those of the whole picture.
+        **training: `optimizer`, `lr_scheduler` and `lr_interval` of BaseMethod.
     """
 
-    num_classes: int
-    ignore_index: int | None
-    tile: TileSize
+    monitor_mode = "max"
+    network: Any
     #: of a test: index, counts of every sample, matches of every sample
     _samples: Sequence[tuple[Tensor | None, list[Tensor], list[Matches] | None]] = ()
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 1,
+        num_classes: int = 2,
+        ignore_index: int | None = None,
+        tile: TileSize = "auto",
+        **training: Any,
+    ) -> None:
+        super().__init__(**training)
+        self.in_channels, self.num_classes = in_channels, num_classes
+        self.ignore_index, self.tile = ignore_index, tile
+
+    def check(self, batch: Batch) -> None:
+        """Raises ConfigError for a class that the method does not have."""
+        check_classes(batch["mask"], self.num_classes, self.ignore_index)
+
+    def panel(self, batch: Batch, preds: Tensor) -> Figure:
+        """Input, truth, prediction, error and IoU per class; `preds` (B, H, W) classes."""
+        image, mask = batch["image"].cpu().numpy(), batch["mask"].cpu().numpy()
+        return segmentation_panel(image, mask, preds.cpu().numpy(), self.num_classes, ignore=self.ignore_index)
 
     def meet_data(self) -> None:
         """Also forgets what an earlier test has kept."""
@@ -111,5 +131,4 @@ class SegmentationMethod(BaseMethod):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`mask` uint8 (B, H, W) under the samples' `index`."""
-        network = cast(Segmenting, self).network
-        return {"index": batch["index"], "mask": predicted_classes(self, batch["image"], network, self.tile)}
+        return {"index": batch["index"], "mask": predicted_classes(self, batch["image"], self.network, self.tile)}

@@ -5,7 +5,6 @@ layer takes from another is printed. LightningCLI lets the checkpoint win silent
 """
 
 import argparse
-import inspect
 import logging
 import os
 import signal
@@ -32,7 +31,7 @@ from framework.commands.messages import in_chain
 from framework.commands.precedence import layer_arguments
 from framework.commands.run_folder import default_loggers, devices_of_torchrun, folder_without_logger
 from framework.commands.trainer_arguments import check_trainer
-from framework.commands.values import check_seed, check_values
+from framework.commands.values import arguments_of, check_seed, check_values
 from framework.distributed import say
 from framework.errors import ConfigError, FrameworkError
 from framework.lifecycle import FiniteLoss, missing_contracts
@@ -274,13 +273,5 @@ def class_names() -> list[str]:
 
 def argument_names() -> dict[str, list[str]]:
     """The argument names of every class of ours, as they are written under `init_args`."""
-    owners: dict[str, list[str]] = {}
-    for package in (models, datamodules, callbacks):
-        for class_name in package.__all__:
-            names: dict[str, None] = {}
-            for base in getattr(package, class_name).__mro__:
-                if base.__module__.split(".")[0] in ("framework", "models", "datamodules", "callbacks"):
-                    parameters = inspect.signature(base.__init__).parameters
-                    names.update(dict.fromkeys(p for p in parameters if p not in ("self", "args", "kwargs")))
-            owners[class_name] = list(names)
-    return owners
+    packages = (models, datamodules, callbacks)
+    return {name: arguments_of(getattr(package, name)) for package in packages for name in package.__all__}

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import importlib
-import inspect
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from framework.commands.study_record import Kept
+from framework.commands.values import arguments_of
 from framework.configs import config_names, find_config
 from framework.errors import ConfigError
 
@@ -246,15 +246,7 @@ def _argument_names(path: str, package: str) -> set[str]:
     found = getattr(importlib.import_module(module or package), name, None)
     if found is None:
         raise ConfigError(f"{path}: there is no such class in {module or package}")
-    names: set[str] = set()
-    for base in found.__mro__:
-        if "__init__" in base.__dict__:
-            parameters = inspect.signature(base.__init__).parameters
-            names |= set(parameters)
-            # a base's arguments only where they can be handed on
-            if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-                break
-    return names
+    return set(arguments_of(found))
 
 
 def _tests(given: Any) -> dict[str, tuple[str, ...]]:

@@ -56,6 +56,20 @@ def _check_nulls(class_path: str, arguments: Mapping[str, Any], key: str) -> Non
             nulls.remove(name)  # the nearest class that names it decides; its base may ask for more
 
 
+def arguments_of(kind: type) -> list[str]:
+    """The arguments of a class, in order: its own, and its bases' where they can be handed on."""
+    names: dict[str, None] = {}
+    for base in kind.__mro__:
+        if "__init__" not in base.__dict__:
+            continue
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+        named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        names.update(dict.fromkeys(named))
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return list(names)
+
+
 def _imported(class_path: str) -> Any:
     module, _, name = class_path.rpartition(".")
     return getattr(sys.modules.get(module), name, None)

@@ -193,7 +193,7 @@ class TimmEncoder(nn.Module):
         return self.backbone(x)[0]
 
 
-def build_encoder(name: str, width: int, depth: int, stride: int, pretrained: bool) -> nn.Module:
+def named_encoder(name: str, width: int, depth: int, stride: int, pretrained: bool) -> nn.Module:
     """`mobile_former` or `cnn` of this width and depth, or a timm model by its name; all have `out_channels`."""
     if name == "mobile_former":
         return MobileFormerEncoder(width, stride, depth=depth)

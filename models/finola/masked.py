@@ -5,20 +5,19 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.errors import ConfigError
 from framework.figures import reconstruction_grid
-from framework.method import BaseMethod, Batch, Split
+from framework.method import Batch, Split
 from framework.metrics import float_psnr
 from framework.nn import Finola
-from framework.nn.waves.finola import Compile
-from models.finola.autoencoder import ADAMW, Loss, check_rate, parameter_groups, pixel_loss
 from models.finola.decoder import Decoder
-from models.finola.encoder import AttentionalPool, build_encoder
+from models.finola.encoder import AttentionalPool
+from models.finola.method import FinolaMethod, pixel_loss
+from models.finola.network import build_encoder, check_channels
 
 
 def block_rollout(layer: Finola, visible: Tensor, corner: tuple[int, int]) -> Tensor:
@@ -64,7 +63,7 @@ def block_rollout(layer: Finola, visible: Tensor, corner: tuple[int, int]) -> Te
     return inside.movedim(-1, 1)
 
 
-class MaskedFinola(BaseMethod):
+class MaskedFinola(FinolaMethod):
     """Pre-training: a block of half the image's side is seen, FINOLA grows the rest, the loss is on the masked pixels.
 
     The encoder gets the cropped block, never a masked full image, so that no global token and no statistic can leak.
@@ -73,82 +72,49 @@ class MaskedFinola(BaseMethod):
         mode: `element`: one vector of the block, placed at its centre and rolled out over the map; `block`: every
             visible cell predicts the three cells half a map away.
         positions: blocks in the four `corners`, or `all` cell positions.
-        channels: C of the map.
-        image_size: side of the images in pixels, a multiple of twice the stride; as `data.image_size`.
-        encoder: `mobile_former`, `cnn` or a timm model's name.
-        encoder_width: channels after the first convolution of the first two.
-        encoder_depth: their blocks per halving.
-        stride: input pixels per cell of the map.
-        seeds: of the attentional pooling (`element` only).
-        scheme: of the rollout (`element` only).
-        matrices: 4, 2 or 1.
-        normalize: False leaves the normalisation out (a control).
-        init_std: s, the matrices start from N(0, s^2 / C).
+        stride: input pixels per cell of the map; the images' side is a multiple of twice that.
         decoder_width: channels behind the decoder's first convolution.
-        pretrained: timm's weights for a timm encoder.
         mask_seed: the block's position is drawn from (mask_seed, epoch, index); in evaluation from (mask_seed, index).
-        loss: `mse`, `l1` or `l1+mse`, on pixels in [-1, 1].
-        matrix_lr: learning rate of FINOLA's matrices; None: the optimizer's.
-        optimizer: with weight decay on convolutions and linear layers only.
-        lr_scheduler: None: constant.
-        lr_interval: `epoch` or `step`.
-        compile: `regional`: FINOLA's repeated step compiled, and nothing else (`element` only).
+        **shared: the arguments of `FinolaMethod`; `scheme`, `seeds` and `compile` are for `element` only.
 
     Raises:
         ConfigError: arguments that do not go together.
     """
 
-    monitor = "val/psnr"
-    monitor_mode = "max"
-
     def __init__(
         self,
+        *,
         mode: Literal["element", "block"] = "element",
         positions: Literal["corners", "all"] = "corners",
-        channels: int = 128,
-        image_size: int = 64,
-        encoder: str = "mobile_former",
-        encoder_width: int = 32,
-        encoder_depth: int = 2,
         stride: int = 4,
-        seeds: int = 1,
-        scheme: Literal["separable", "row_first", "column_first", "wavefront"] = "separable",
-        matrices: int = 4,
-        normalize: bool = True,
-        init_std: float = 0.3,
         decoder_width: int = 128,
-        pretrained: bool = False,
         mask_seed: int = 0,
-        loss: Loss = "mse",
-        matrix_lr: float | None = None,
-        optimizer: OptimizerCallable = ADAMW,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_interval: Literal["epoch", "step"] = "epoch",
-        compile: Compile | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, lr_interval)
-        check_rate(matrix_lr)
+        super().__init__(stride=stride, decoder_width=decoder_width, **shared)
+        options = self.options
+        channels, image_size = options.channels, options.image_size
         if mode not in ("element", "block"):
             raise ConfigError(f"model.mode: expected element or block, got {mode!r}")
-        if compile and mode == "block":
+        if options.compile and mode == "block":
             raise ConfigError("model.compile: block-wise steps are few and long; leave it out, or set mode: element")
-        if channels < 2:
-            raise ConfigError(f"model.channels: expected at least 2 (one channel normalises to zero), got {channels}")
+        check_channels(channels)
         if image_size < 1 or image_size % (2 * stride):
             raise ConfigError(
                 f"model.image_size: expected a multiple of twice model.stride (2 x {stride}), got {image_size}: the "
                 "visible block is half as wide as the image"
             )
         self.mode, self.positions, self.mask_seed = mode, positions, mask_seed
-        self.image_size, self.stride, self.loss = image_size, stride, loss
-        self.matrix_lr = matrix_lr
+        self.image_size, self.stride = image_size, stride
         self.cells = image_size // stride
-        self.encoder = build_encoder(encoder, encoder_width, encoder_depth, stride, pretrained)
+        self.encoder = build_encoder(options)
         features = cast(int, self.encoder.out_channels)
         self.to_latent: nn.Module = (
-            AttentionalPool(features, 1, channels, seeds) if mode == "element" else nn.Conv2d(features, channels, 1)
+            AttentionalPool(features, 1, channels, options.seeds)
+            if mode == "element"
+            else nn.Conv2d(features, channels, 1)
         )
-        self.growth = Finola(channels, scheme, matrices, normalize=normalize, init_std=init_std, compile=compile)
+        self.growth = options.growth()
         self.decoder = Decoder(channels, self.cells, image_size, decoder_width)
 
     # ------------------------------------------------------------------ the method
@@ -239,10 +205,6 @@ class MaskedFinola(BaseMethod):
     def configure_metrics(self, split: Split) -> dict[str, Metric]:
         """`psnr`: mean over images of the PSNR of their masked pixels in [0, 1]."""
         return {"psnr": float_psnr(dims=2)}
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Weight decay on convolutions and linear layers, none on FINOLA's matrices, norms, biases and seeds."""
-        return parameter_groups(self, self.matrix_lr)
 
     def figures(self, batch: Batch) -> Mapping[str, Figure]:  # type: ignore[override]
         """Images, the predictions with the visible block as it was, and the error."""

@@ -1,18 +1,15 @@
 """The autoencoder's network in plain torch: encoder, pooling, growth of the map, decoder."""
 
-from collections.abc import Sequence
-from typing import Literal, cast
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.nn import Finola
-from framework.nn.waves.finola import Compile, Scheme
 from models.finola.decoder import Decoder
-from models.finola.encoder import Pooling, build_encoder, build_pool
-
-Expansion = Literal["finola", "repeat", "repeat_position"]
+from models.finola.encoder import build_pool, named_encoder
+from models.finola.options import Expansion, FinolaOptions
 
 
 class RepeatMap(nn.Module):
@@ -41,74 +38,32 @@ class FinolaNetwork(nn.Module):
     """Image -> M vectors -> map -> image.
 
     Args:
-        channels: C of a vector.
-        paths: M vectors, each rolled out by itself with the same matrices, and summed.
-        image_size: side of the images in pixels.
-        map_size: side of the map in cells.
-        expansion: `finola`, or the controls `repeat` and `repeat_position`.
-        scheme, matrices, normalize, init_std, checkpoint, eps, compile: of `framework.nn.Finola`.
-        start: (row, column) of the vectors in the map; None: its centre.
-        encoder: `mobile_former`, `cnn` or a timm model's name.
-        encoder_width: channels after the first convolution of the first two.
-        encoder_depth: their blocks per halving.
-        stride: input pixels per feature cell.
-        pooling: `attentional` or `linear`.
-        seeds: of the attentional pooling.
-        decoder_width: channels behind the decoder's first convolution.
-        pretrained: timm's weights for a timm encoder.
+        options: sizes, encoder, pooling, growth and decoder.
 
     Raises:
         ConfigError: sizes that do not go together, or values outside those above.
     """
 
-    def __init__(
-        self,
-        channels: int = 128,
-        paths: int = 1,
-        image_size: int = 64,
-        map_size: int = 16,
-        expansion: Expansion = "finola",
-        scheme: Scheme = "separable",
-        matrices: int = 4,
-        normalize: bool = True,
-        eps: float = 1e-5,
-        init_std: float = 0.3,
-        checkpoint: bool = False,
-        start: Sequence[int] | None = None,
-        encoder: str = "mobile_former",
-        encoder_width: int = 32,
-        encoder_depth: int = 2,
-        stride: int = 16,
-        pooling: Pooling = "attentional",
-        seeds: int = 1,
-        decoder_width: int = 256,
-        pretrained: bool = False,
-        compile: Compile | None = None,
-    ) -> None:
+    def __init__(self, options: FinolaOptions) -> None:
         super().__init__()
-        _check_sizes(channels, paths, image_size, map_size, stride, expansion, start)
-        self.channels, self.paths, self.image_size = channels, paths, image_size
-        self.map_size = (map_size, map_size)
+        _check(options)
+        channels, paths = options.channels, options.paths
+        self.channels, self.paths, self.image_size = channels, paths, options.image_size
+        self.map_size = (options.map_size, options.map_size)
+        start = options.start
         self.start = None if start is None else (int(start[0]), int(start[1]))
-        self.encoder = build_encoder(encoder, encoder_width, encoder_depth, stride, pretrained)
-        cells = (image_size // stride) ** 2
-        self.pool = build_pool(pooling, cast(int, self.encoder.out_channels), cells, paths, channels, seeds)
-        if expansion == "finola":
-            self.growth: Finola | RepeatMap = Finola(
-                channels,
-                scheme,
-                matrices,
-                normalize=normalize,
-                eps=eps,
-                init_std=init_std,
-                checkpoint=checkpoint,
-                compile=compile,
-            )
+        self.encoder = build_encoder(options)
+        cells = (options.image_size // options.stride) ** 2
+        self.pool = build_pool(
+            options.pooling, cast(int, self.encoder.out_channels), cells, paths, channels, options.seeds
+        )
+        if options.expansion == "finola":
+            self.growth: Finola | RepeatMap = options.growth()
             map_channels = channels
         else:
             map_channels = channels * paths
-            self.growth = RepeatMap(map_channels, self.map_size, expansion == "repeat_position")
-        self.decoder = Decoder(map_channels, map_size, image_size, decoder_width)
+            self.growth = RepeatMap(map_channels, self.map_size, options.expansion == "repeat_position")
+        self.decoder = Decoder(map_channels, options.map_size, options.image_size, options.decoder_width)
 
     def encode(self, image: Tensor) -> Tensor:
         """(B, 3, image_size, image_size) in [0, 1] -> (B, M, C).
@@ -147,35 +102,35 @@ class FinolaNetwork(nn.Module):
         return self.decode(self.encode(image))
 
 
-def _check_sizes(
-    channels: int,
-    paths: int,
-    image_size: int,
-    map_size: int,
-    stride: int,
-    expansion: str,
-    start: Sequence[int] | None,
-) -> None:
-    """Refuses what does not go together.
+def build_encoder(options: FinolaOptions) -> nn.Module:
+    """The encoder of this name; all have `out_channels`."""
+    return named_encoder(
+        options.encoder, options.encoder_width, options.encoder_depth, options.stride, options.pretrained
+    )
 
-    Raises:
-        ConfigError: names the key.
-    """
-    if channels < 2:
-        raise ConfigError(f"model.channels: expected at least 2 (one channel normalises to zero), got {channels}")
-    if paths < 1:
-        raise ConfigError(f"model.paths: expected at least 1, got {paths}")
+
+def _check(options: FinolaOptions) -> None:
+    image_size, stride, map_size, start = options.image_size, options.stride, options.map_size, options.start
+    check_channels(options.channels)
+    if options.paths < 1:
+        raise ConfigError(f"model.paths: expected at least 1, got {options.paths}")
     if image_size < 1 or image_size % stride:
         raise ConfigError(
             f"model.image_size: expected a multiple of model.stride ({stride}), got {image_size}; resize the "
             "images with data.image_size, or take another stride"
         )
-    if expansion not in ("finola", "repeat", "repeat_position"):
-        raise ConfigError(f"model.expansion: expected finola, repeat or repeat_position, got {expansion!r}")
+    if options.expansion not in get_args(Expansion):
+        raise ConfigError(f"model.expansion: expected finola, repeat or repeat_position, got {options.expansion!r}")
     if start is not None and not (len(start) == 2 and all(0 <= s < map_size for s in start)):
         raise ConfigError(
             f"model.start: expected [row, column] inside the {map_size} x {map_size} map, got {list(start)}"
         )
+
+
+def check_channels(channels: int) -> None:
+    """Raises ConfigError for a map that normalises to zero."""
+    if channels < 2:
+        raise ConfigError(f"model.channels: expected at least 2 (one channel normalises to zero), got {channels}")
 
 
 def latent_counts(channels: int, paths: int = 1, matrices: int = 4) -> dict[str, int]:

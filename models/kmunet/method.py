@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from framework.distributed import say
 from framework.errors import ConfigError, DivergenceError
-from framework.figures import edge_strength_maps, outside_fractions, segmentation_panel, spline_curves
+from framework.figures import edge_strength_maps, outside_fractions, spline_curves
 from framework.method import ADAM, LOSS_CHECK_EVERY, Batch, Split
 from framework.metrics import overlap_metrics
 from framework.nn import KOrigins, SplineLayer, observe, spline_layers
@@ -20,9 +20,8 @@ from framework.nn.splines.expansion import Base, Implementation
 from framework.nn.splines.optimizer import map_moments
 from framework.nn.splines.options import SplineOptions
 from framework.nn.splines.stored import transfer_matrix
-from framework.tiling import TileSize
 from models.kmunet.network import KMUNetwork, Up
-from models.segmentation import Loss, check_classes, check_images, segmentation_loss
+from models.segmentation import Loss, check_images, segmentation_loss
 from models.segmenter import SegmentationMethod
 
 __all__ = ["KMUNet", "Loss", "segmentation_loss"]
@@ -32,8 +31,6 @@ class KMUNet(SegmentationMethod):
     """A U-Net of spline convolutions: normalisation, then sum over c, i, j of phi_{o,c,i,j}(x), no nodal activation.
 
     Args:
-        in_channels: N, image channels.
-        num_classes: C, background (0) included.
         width: channels of the first stage.
         stages: number of poolings.
         spline_stages: the stages (0 .. stages, the last being the bottom) that are spline stages; None: all.
@@ -53,11 +50,8 @@ class KMUNet(SegmentationMethod):
         compile: compiles the network with torch.compile; a cold compilation takes about a minute on a CPU.
         shape: [channels, kernel height, kernel width] of every unit; written by structural pruning.
         optimizer: any of torch's; with GridExtension one whose moments can be carried over.
-        lr_scheduler: None: constant.
-        lr_interval: `epoch` or `step`.
-        ignore_index: mask value of pixels without a label, which count in neither loss nor figures; None: all have one.
-        tile: side of the tiles in which `predict` looks at large pictures; `auto`; None: never in tiles. The logits are
-            those of the whole picture.
+        **shared: `in_channels`, `num_classes`, `ignore_index`, `tile` of `SegmentationMethod`; `lr_scheduler` and
+            `lr_interval` of BaseMethod.
 
     Raises:
         ConfigError: arguments that do not go together.
@@ -65,12 +59,10 @@ class KMUNet(SegmentationMethod):
 
     decided_by_state = ("grid_size",)
     monitor = "val/dice"
-    monitor_mode = "max"
 
     def __init__(
         self,
-        in_channels: int = 1,
-        num_classes: int = 2,
+        *,
         width: int = 8,
         stages: int = 3,
         spline_stages: list[int] | None = None,
@@ -89,15 +81,12 @@ class KMUNet(SegmentationMethod):
         compile: bool = False,
         shape: list[list[int]] | None = None,
         optimizer: OptimizerCallable = ADAM,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_interval: Literal["epoch", "step"] = "epoch",
-        ignore_index: int | None = None,
-        tile: TileSize = "auto",
+        **shared: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, lr_interval)
+        super().__init__(optimizer=optimizer, **shared)
+        in_channels, num_classes = self.in_channels, self.num_classes
         _check_task(in_channels, num_classes, loss, class_weights)
-        self.in_channels, self.num_classes, self.ignore_index = in_channels, num_classes, ignore_index
-        self.loss, self.tile = loss, tile
+        self.loss = loss
         weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights / weights.mean(), persistent=False)
         self.korigins = None if korigins is None else KOrigins(in_channels, korigins)
@@ -139,7 +128,7 @@ class KMUNet(SegmentationMethod):
 
     def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
         """The loss, averaged over the samples, and the predicted classes."""
-        check_classes(batch["mask"], self.num_classes, self.ignore_index)
+        self.check(batch)
         logits = self(batch["image"])
         self._check_finite(logits, batch["image"])
         weights = cast(Tensor, self.class_weights)
@@ -163,9 +152,8 @@ class KMUNet(SegmentationMethod):
         """Predictions; for spline networks the learned functions, edge strengths and out-of-range shares."""
         layers = spline_layers(self.network)
         with torch.compiler.set_stance("force_eager"), observe(layers) as moments:
-            preds = self(batch["image"].to(self.device)).argmax(1).cpu().numpy()
-        image, mask = batch["image"].cpu().numpy(), batch["mask"].cpu().numpy()
-        panel = segmentation_panel(image, mask, preds, self.num_classes, ignore=self.ignore_index)
+            preds = self(batch["image"].to(self.device)).argmax(1)
+        panel = self.panel(batch, preds)
         if not layers:
             return {"segmentation": panel}
         named = {name.removeprefix("units.").removesuffix(".conv"): name for name in layers}

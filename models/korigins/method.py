@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -15,15 +15,14 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from framework.data import spread
 from framework.errors import ConfigError
-from framework.figures import segmentation_panel, separability
+from framework.figures import separability
 from framework.method import Batch, Split
 from framework.metrics import BatchForegroundIoU, ForegroundIoU
 from framework.nn import gaussian_mixture_statistics, multi_otsu_statistics, origins_from_statistics
 from framework.nn.padding import in_strides
 from framework.protocols import HasClassStatistics, HasDatasets, HasPreprocessing
-from framework.tiling import TileSize
-from models.korigins.network import KOriginsUNet
-from models.segmentation import check_classes, check_images, pixel_cross_entropy
+from models.korigins.network import EncoderOptions, KOriginsUNet, Widened
+from models.segmentation import check_images, pixel_cross_entropy
 from models.segmenter import SegmentationMethod
 
 # the paper's code: Keras' Adam, whose epsilon is 1e-7
@@ -37,8 +36,6 @@ class KOriginsSegmentation(SegmentationMethod):
 
     Args:
         rfl: the network by its receptive field: 8, 18, 38, 78 (one convolution per block) or 14, 32, 68, 140 (two).
-        in_channels: N, image channels.
-        num_classes: C, background included.
         width: filters of the first level (the paper's code: 16).
         origins: where the 2 C first-layer origins begin. `class_statistics`: at mean +- 2 std of every class, from
             `class_mean` and `class_std` or else from the data module; `multi_otsu`, `gaussian_mixture`: the same with
@@ -60,50 +57,43 @@ class KOriginsSegmentation(SegmentationMethod):
         bias_lr: learning rate of all biases; None: as the kernels' (a control).
         origin_lr: learning rate of the origins; the paper's code: 100.
         optimizer: of the convolutions; the origins share it at their own learning rate.
-        lr_scheduler: None: constant.
-        lr_interval: `epoch` or `step`.
-        ignore_index: mask value of pixels without a label, which count in neither loss nor figures; None: all have one.
-        tile: side of the tiles in which `predict` looks at large pictures; `auto`; None: never in tiles. The logits are
-            those of the whole picture.
+        **shared: `in_channels`, `num_classes`, `ignore_index`, `tile` of `SegmentationMethod`; `lr_scheduler` and
+            `lr_interval` of BaseMethod.
 
     Raises:
         ConfigError: arguments that do not go together.
     """
 
     monitor = "val/iou"
-    monitor_mode = "max"
 
     input_mean: Tensor
     input_std: Tensor
 
     def __init__(
         self,
+        *,
         rfl: int = 8,
-        in_channels: int = 1,
-        num_classes: int = 2,
         width: int = 16,
         origins: Origins = "class_statistics",
         class_mean: list[float] | list[list[float]] | None = None,
         class_std: list[float] | list[list[float]] | None = None,
         first_origins: int | None = None,
-        deep_origins: int | None = None,
-        deep_mean: float = 20000.0,
-        deep_std: float = 5000.0,
-        trainable_origins: bool = True,
+        deep_origins: int | None = EncoderOptions.deep_origins,
+        deep_mean: float = EncoderOptions.deep_mean,
+        deep_std: float = EncoderOptions.deep_std,
+        trainable_origins: bool = EncoderOptions.trainable_origins,
         widen: list[int] | None = None,
-        widened: Literal["both", "last"] = "both",
-        batch_norm: bool = False,
+        widened: Widened = EncoderOptions.widened,
+        batch_norm: bool = EncoderOptions.batch_norm,
         standardize_input: bool = False,
         data_bias: bool = False,
         bias_lr: float | None = None,
         origin_lr: float = 100.0,
         optimizer: OptimizerCallable = KERAS_ADAM,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_interval: Literal["epoch", "step"] = "epoch",
-        ignore_index: int | None = None,
-        tile: TileSize = "auto",
+        **shared: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, lr_interval)
+        super().__init__(optimizer=optimizer, **shared)
+        in_channels, num_classes = self.in_channels, self.num_classes
         if (class_mean is None) != (class_std is None):
             raise ConfigError("model.class_mean and model.class_std: give both or neither")
         if class_mean is not None and len(class_mean) != num_classes:
@@ -114,7 +104,6 @@ class KOriginsSegmentation(SegmentationMethod):
             raise ConfigError(f"model.origin_lr and model.bias_lr: expected 0 or more, got {origin_lr} and {bias_lr}")
         if widen is not None and len(widen) != 2:
             raise ConfigError(f"model.widen: expected two factors, first level and deeper, got {widen}")
-        self.num_classes, self.ignore_index, self.tile = num_classes, ignore_index, tile
         self.origins, self.class_mean, self.class_std = origins, class_mean, class_std
         self.standardize_input, self.data_bias = standardize_input, data_bias
         self.origin_lr, self.bias_lr = origin_lr, bias_lr
@@ -237,7 +226,7 @@ class KOriginsSegmentation(SegmentationMethod):
 
     def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
         """Cross-entropy averaged over all pixels, without class weights, as in the author's code."""
-        check_classes(batch["mask"], self.num_classes, self.ignore_index)
+        self.check(batch)
         logits = self(batch["image"])
         loss = pixel_cross_entropy(logits.float(), batch["mask"], self.ignore_index)
         return {"loss": loss, "preds": logits.argmax(1), "target": batch["mask"]}
@@ -271,10 +260,9 @@ class KOriginsSegmentation(SegmentationMethod):
 
     def figures(self, batch: Batch) -> Mapping[str, Figure]:  # type: ignore[override]
         """Input, truth, prediction, error and IoU per class; Hellinger distances where class statistics are known."""
-        preds = self(batch["image"].to(self.device)).argmax(1).cpu().numpy()
-        image, mask = batch["image"].cpu().numpy(), batch["mask"].cpu().numpy()
-        drawn = {"segmentation": segmentation_panel(image, mask, preds, self.num_classes, ignore=self.ignore_index)}
+        drawn = {"segmentation": self.panel(batch, self(batch["image"].to(self.device)).argmax(1))}
         if (known := self._known_statistics()) is not None:
+            mask = batch["mask"].cpu().numpy()
             shares = np.bincount(mask[mask != self.ignore_index].ravel(), minlength=self.num_classes)
             drawn["separability"] = separability(*known, shares / shares.sum())
         return drawn

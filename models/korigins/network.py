@@ -2,14 +2,18 @@
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Literal, cast
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
+from framework.nn.options import spelled_out
 from framework.nn.origins.korigins import KOrigins, fold_korigins
 from framework.nn.precision import full_precision, promoted
+
+Widened = Literal["both", "last"]
 
 # name of the network -> (3x3 convolutions per block, 2x2 poolings); the name is the receptive field of the bottom block
 FAMILIES = {8: (1, 1), 18: (1, 2), 38: (1, 3), 78: (1, 4), 14: (2, 1), 32: (2, 2), 68: (2, 3), 140: (2, 4)}
@@ -122,6 +126,32 @@ def _conv_block(in_channels: int, widths: Sequence[int], korigins: KOrigins | No
     return nn.Sequential(*layers)
 
 
+@dataclass(frozen=True)
+class EncoderOptions:
+    """What the encoder of `KOriginsUNet` can be told, beside its origins.
+
+    Attributes:
+        deep_origins: origins per channel of every deeper level; 0 leaves the deeper levels without. None: the paper's
+            1 with one convolution per block and 3 with two.
+        deep_mean: mean of the normal distribution that the deeper origins are drawn from.
+        deep_std: its standard deviation.
+        trainable_origins: False freezes all origins.
+        widen: (m1, m2) multiplies the filters of a plain network's encoder, by m1 on the first level and by m2 on the
+            deeper ones, so that it computes as many maps as the network with K-Origins.
+        widened: which of a block's convolutions `widen` multiplies: `both`, which gives the paper's 1.4 M, or only the
+            `last`, as the author's code was committed.
+        batch_norm: normalise after every 3x3 convolution (a control, not in the paper).
+    """
+
+    deep_origins: int | None = None
+    deep_mean: float = 20000.0
+    deep_std: float = 5000.0
+    trainable_origins: bool = True
+    widen: tuple[int, int] | None = None
+    widened: Widened = "both"
+    batch_norm: bool = False
+
+
 class KOriginsUNet(nn.Module):
     """U-Net of the K-Origins paper, as a plain network or with K-Origins before every encoder and the bottom block.
 
@@ -138,22 +168,14 @@ class KOriginsUNet(nn.Module):
         width: filters of the first level.
         origins: first-layer origins in units of the input intensity, (K1,) or (K1, N); the paper's are
             mu - 2 sigma and mu + 2 sigma of every class. None makes the plain network.
-        deep_origins: origins per channel of every deeper level; 0 leaves the deeper levels without. None: the
-            paper's 1 with one convolution per block and 3 with two.
-        deep_mean: mean of the normal distribution that the deeper origins are drawn from.
-        deep_std: its standard deviation.
-        trainable_origins: False freezes all origins.
-        widen: (m1, m2) multiplies the filters of a plain network's encoder, by m1 on the first level and by m2 on
-            the deeper ones, so that it computes as many maps as the network with K-Origins.
-        widened: which of a block's convolutions ``widen`` multiplies: ``both``, which gives the paper's 1.4 M, or
-            only the ``last``, as the author's code was committed.
-        batch_norm: normalise after every 3x3 convolution (a control, not in the paper).
         seed: seed of all initial values. None draws them from torch's global generator.
+        **encoder: the fields of `EncoderOptions`.
 
     Raises:
         ConfigError: if a value is out of range, or ``widen`` meets ``origins``, or ``deep_origins`` lacks them.
     """
 
+    @spelled_out(EncoderOptions)
     def __init__(
         self,
         rfl: int,
@@ -161,16 +183,13 @@ class KOriginsUNet(nn.Module):
         num_classes: int = 2,
         width: int = 16,
         origins: Tensor | Sequence[float] | Sequence[Sequence[float]] | None = None,
-        deep_origins: int | None = None,
-        deep_mean: float = 20000.0,
-        deep_std: float = 5000.0,
-        trainable_origins: bool = True,
-        widen: tuple[int, int] | None = None,
-        widened: Literal["both", "last"] = "both",
-        batch_norm: bool = False,
+        *,
         seed: int | None = None,
+        **encoder: Any,
     ) -> None:
         super().__init__()
+        options = EncoderOptions(**encoder)
+        deep_origins, widen = options.deep_origins, options.widen
         convolutions, pools = _family(rfl)
         _at_least_one(in_channels=in_channels, num_classes=num_classes, width=width)
         if origins is None and deep_origins is not None:
@@ -179,8 +198,8 @@ class KOriginsUNet(nn.Module):
             raise ConfigError(f"widen is {widen} beside origins; only the plain network (origins: null) is widened.")
         if deep_origins is None:
             deep_origins = 0 if origins is None else (1, 3)[convolutions - 1]
-        if deep_origins < 0 or deep_std < 0:
-            raise ConfigError(f"deep_origins is {deep_origins} and deep_std {deep_std}; expected 0 or more.")
+        if deep_origins < 0 or options.deep_std < 0:
+            raise ConfigError(f"deep_origins is {deep_origins} and deep_std {options.deep_std}; expected 0 or more.")
         first, deeper = (1, 1) if widen is None else widen
         if first < 1 or deeper < 1:
             raise ConfigError(f"widen is {widen}; expected two factors (m1, m2) of at least 1.")
@@ -195,12 +214,14 @@ class KOriginsUNet(nn.Module):
         for level, filters in enumerate(widths):
             korigins = None
             if level == 0 and origins is not None:
-                korigins = KOrigins(channels, origins, trainable=trainable_origins)
+                korigins = KOrigins(channels, origins, trainable=options.trainable_origins)
             elif level > 0 and deep_origins > 0:
-                drawn = deep_mean + deep_std * torch.randn(deep_origins, channels, generator=generator)
-                korigins = KOrigins(channels, drawn, trainable=trainable_origins)
-            inner = filters if widened == "both" else width * 2**level
-            self.encoder.append(_conv_block(channels, [inner] * (convolutions - 1) + [filters], korigins, batch_norm))
+                drawn = options.deep_mean + options.deep_std * torch.randn(deep_origins, channels, generator=generator)
+                korigins = KOrigins(channels, drawn, trainable=options.trainable_origins)
+            inner = filters if options.widened == "both" else width * 2**level
+            self.encoder.append(
+                _conv_block(channels, [inner] * (convolutions - 1) + [filters], korigins, options.batch_norm)
+            )
             channels = filters
         self.pool = nn.MaxPool2d(2)
         self.up = nn.ModuleList()
@@ -208,7 +229,9 @@ class KOriginsUNet(nn.Module):
         for level in reversed(range(pools)):
             filters = width * 2**level
             self.up.append(nn.ConvTranspose2d(channels, filters, 2, stride=2))
-            self.decoder.append(_conv_block(filters + widths[level], [filters] * convolutions, None, batch_norm))
+            self.decoder.append(
+                _conv_block(filters + widths[level], [filters] * convolutions, None, options.batch_norm)
+            )
             channels = filters
         self.head = nn.Conv2d(channels, num_classes, 1)
         _glorot_(self, generator)

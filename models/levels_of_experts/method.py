@@ -6,12 +6,12 @@ side, and on several processes every rank owns some of them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
@@ -63,17 +63,13 @@ class LevelsOfExperts(NetworkPerImage):
         w0: frequency factor of every sine.
         bias: `shared` by a layer's experts, `per_expert` or `none`.
         exact_tiles: refuse images whose size the tiles do not divide, and coordinates that are not pixel centres.
-        plateau_patience: epochs without a new lowest loss after which an image's learning rate is multiplied by
-            `plateau_factor`, image by image; None: never.
-        plateau_factor: see `plateau_patience`.
         rows_at_once: pixels per image whose activations are kept at a time in training; more are recomputed in the
             backward pass. `auto`: as many as fit into the device's free memory. None: all.
-        weights: what validate, test and predict use: the `last` iterate, or every image's `best` evaluated one.
         scale: predict's resolution, as a factor on height and width.
         seed: of the initial weights, together with the image's name.
         optimizer: must act element by element (Adam, AdamW, SGD), or the images would influence each other.
-        lr_scheduler: the same for all images; None: constant.
-        lr_interval: `epoch` or `step`.
+        **per_image: the arguments of `NetworkPerImage`: when an image's rate falls, which of its weights are used, the
+            schedule.
 
     Raises:
         ConfigError: arguments that do not go together.
@@ -95,18 +91,14 @@ class LevelsOfExperts(NetworkPerImage):
         w0: float = 30.0,
         bias: Bias = "shared",
         exact_tiles: bool = True,
-        plateau_patience: int | None = None,
-        plateau_factor: float = 0.5,
         rows_at_once: RowsAtOnce = "auto",
-        weights: Literal["last", "best"] = "last",
         scale: float = 1.0,
         seed: int = 0,
         optimizer: OptimizerCallable = ADAM,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_interval: Literal["epoch", "step"] = "epoch",
+        **per_image: Any,
     ) -> None:
-        super().__init__(plateau_patience, plateau_factor, weights, optimizer, lr_scheduler, lr_interval)
-        check_arguments(experts, offsets, classes, plateau_patience, plateau_factor, rows_at_once, scale)
+        super().__init__(optimizer=optimizer, **per_image)
+        check_arguments(experts, offsets, classes, self.plateau_patience, self.plateau_factor, rows_at_once, scale)
         self.experts, self.offsets, self.classes = experts, offsets or [0.0] * len(experts), classes
         self.class_input, self.exact_tiles = class_input, exact_tiles
         self.rows_at_once, self.scale, self._pass = rows_at_once, scale, RowsOfAPass(rows_at_once)

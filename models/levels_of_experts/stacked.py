@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -36,9 +36,8 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
             `plateau_factor`, image by image; None: never.
         plateau_factor: see `plateau_patience`.
         weights: what validate, test and predict use: the `last` iterate, or every image's `best` evaluated one.
-        optimizer: must act element by element (Adam, AdamW, SGD), or the images would influence each other.
-        lr_scheduler: the same for all images; None: constant.
-        lr_interval: `epoch` or `step`.
+        **training: the arguments of BaseMethod; the optimizer must act element by element (Adam, AdamW, SGD), or the
+            images would influence each other.
 
     Attributes:
         images: of the run, and who owns them.
@@ -58,14 +57,13 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
 
     def __init__(
         self,
-        plateau_patience: int | None,
-        plateau_factor: float,
-        weights: Literal["last", "best"],
-        optimizer: OptimizerCallable,
-        lr_scheduler: LRSchedulerCallable | None,
-        lr_interval: Literal["epoch", "step"],
+        *,
+        plateau_patience: int | None = None,
+        plateau_factor: float = 0.5,
+        weights: Literal["last", "best"] = "last",
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, lr_interval)
+        super().__init__(**training)
         self.plateau_patience, self.plateau_factor, self.weights = plateau_patience, plateau_factor, weights
         self.images = Images()
         self.progress: Progress = {}

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -61,8 +61,7 @@ class MasterKeyClassifier(BaseMethod):
         cutmix: alpha of cutmix; 0: none. With both, each batch takes one of the two.
         layer_decay: factor on the learning rate from each layer to the one before it; 1: none.
         optimizer: one-dimensional parameters get no weight decay.
-        lr_scheduler: None: constant.
-        lr_interval: `epoch` or `step`.
+        **training: `lr_scheduler` and `lr_interval` of BaseMethod.
 
     Raises:
         ConfigError: no depthwise convolution, an unknown bank, or values out of range.
@@ -94,10 +93,9 @@ class MasterKeyClassifier(BaseMethod):
         cutmix: float = 0.0,
         layer_decay: float = 1.0,
         optimizer: OptimizerCallable = ADAMW,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_interval: Literal["epoch", "step"] = "epoch",
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, lr_interval)
+        super().__init__(optimizer=optimizer, **training)
         if pretrained and checkpoint is not None:
             raise ConfigError("model.pretrained and model.checkpoint: give one of the two")
         if num_classes < 2:

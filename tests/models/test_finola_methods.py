@@ -13,8 +13,8 @@ from skimage import io
 from framework.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from framework.nn import Finola
 from models import FinolaAutoencoder, MaskedFinola
-from models.finola.autoencoder import pixel_loss
 from models.finola.masked import block_rollout
+from models.finola.method import pixel_loss
 
 SMALL = [
     "--model.image_size=16",

@@ -9,12 +9,13 @@ from framework.nn import Finola
 from models.finola.decoder import Decoder
 from models.finola.encoder import AttentionalPool, ConvEncoder, LinearPool, MobileFormerEncoder, TimmEncoder, build_pool
 from models.finola.network import FinolaNetwork, RepeatMap, latent_counts
+from models.finola.options import FinolaOptions
 
 
 def network(**kwargs) -> FinolaNetwork:
     torch.manual_seed(0)
     small = {"channels": 8, "image_size": 16, "map_size": 8, "encoder_width": 8, "encoder_depth": 1, "stride": 4}
-    return FinolaNetwork(**{**small, "decoder_width": 8, **kwargs})
+    return FinolaNetwork(FinolaOptions(**{**small, "decoder_width": 8, **kwargs}))
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8, 16])

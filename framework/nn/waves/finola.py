@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.nn.modes import followed
+from framework.nn.waves.options import Compile, Rollout
 from framework.nn.waves.plain import plain_map
 from framework.nn.waves.routes import Route
 from framework.nn.waves.steps import DIRECTIONS, Plan, Scheme, normalized
 from framework.nn.waves.together import Together
 from framework.nn.waves.wavefront import Wavefront
-
-Compile = Literal["regional"]
 
 
 def _parts(plan: Plan, device: torch.device) -> list[Any]:
@@ -120,14 +119,14 @@ class Finola(nn.Module):
     def __init__(
         self,
         channels: int,
-        scheme: Scheme = "separable",
-        matrices: int = 4,
+        scheme: Scheme = Rollout.scheme,
+        matrices: int = Rollout.matrices,
         *,
-        normalize: bool = True,
-        eps: float = 1e-5,
-        init_std: float = 0.3,
-        checkpoint: bool = False,
-        compile: Compile | None = None,
+        normalize: bool = Rollout.normalize,
+        eps: float = Rollout.eps,
+        init_std: float = Rollout.init_std,
+        checkpoint: bool = Rollout.checkpoint,
+        compile: Compile | None = Rollout.compile,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
