@@ -22,7 +22,7 @@ FLOORS: list[tuple[str, ...]] = [
 #: stand side by side and know nothing of each other
 APART = ("models", "datamodules")
 #: what `framework.nn` may take from outside
-OF_LAYERS = {"torch", "numpy", "scipy"}
+OF_LAYERS = {"torch", "numpy", "scipy", "triton"}  # Triton comes with torch where there are GPUs
 #: imports inside a function that would be a circle at the top: (module, imported) and why
 HIDDEN_CIRCLES: dict[tuple[str, str], str] = {
     ("datamodules.io", "datamodules.decoders"): "a table of decoders is looked up when the first picture is read",

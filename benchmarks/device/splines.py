@@ -23,12 +23,12 @@ def rows(table: Table, smoke: bool) -> None:
             "plain": nn.Conv2d(channels, channels, 3, padding=1, bias=False),
             "floor": Repeated(channels, n),
         }
-        for name in ("dense", "scatter", "recompute"):
+        for name in ("dense", "scatter", "recompute", "operator"):
             forms[name] = KANConv2d(channels, channels, 3, padding=1, implementation=name)  # type: ignore[arg-type]
         if not smoke:
-            forms["dense, compiled"] = torch.compile(
-                KANConv2d(channels, channels, 3, padding=1, implementation="dense"), dynamic=False
-            )
+            for name in ("dense", "operator"):
+                layer = KANConv2d(channels, channels, 3, padding=1, implementation=name)  # type: ignore[arg-type]
+                forms[f"{name}, compiled"] = torch.compile(layer, dynamic=False)
         for dtype in ("fp32", "bf16"):
             for name, module in forms.items():
                 add(table, name, module.to(table.device), (batch, channels, side), 1 if name == "plain" else n, dtype)

@@ -40,7 +40,7 @@ class KMUNet(SegmentationMethod):
         grid_range: [low, high] of the grid in standard deviations, because a normalisation stands in front.
         base: None (the splines alone), `silu` or `linear`.
         tail: `linear`, `clamp` or `zero` outside the grid.
-        implementation: `auto`, `dense`, `scatter` or `recompute` (least memory), see KANConv2d.
+        implementation: `auto`, `dense`, `scatter`, `recompute` (least memory) or `operator`, see KANConv2d.
         up: `bilinear` or `transposed`.
         korigins: intensities of a K-Origins layer in front, for raw 16-bit images; None: no such layer.
         baseline: null: KM-UNet; `equal_parameters`: the plain U-Net (convolution, normalisation, ReLU) whose number of

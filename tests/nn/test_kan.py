@@ -16,7 +16,7 @@ from framework.errors import CheckpointError, ConfigError
 from framework.nn import CrossMoments, KANConv2d, KANConvTranspose2d, KANLinear, observe
 from framework.nn.splines.options import SplineArguments, SplineOptions
 
-IMPLEMENTATIONS = ("dense", "scatter", "recompute")
+IMPLEMENTATIONS = ("dense", "scatter", "recompute", "operator")
 TAILS = ("linear", "clamp", "zero")
 
 
@@ -296,7 +296,7 @@ def test_state_is_tensors_only():
         ({"grid_size": 0}, "grid_size: expected"),
         ({"max_grid_size": 3}, "max_grid_size: expected at least grid_size = 5, got 3"),
         ({"base": "relu"}, "base: expected null, silu or linear, got 'relu'"),
-        ({"implementation": "fast"}, "implementation: expected auto, dense, scatter or recompute"),
+        ({"implementation": "fast"}, "implementation: expected auto, dense, scatter, recompute, operator"),
         ({"padding_mode": "circular"}, "padding_mode: expected one of zeros, mask, value"),
         ({"padding": "full"}, "padding: expected numbers, same or valid"),
         ({"padding": -1}, "padding: expected 0 or more"),

@@ -34,7 +34,7 @@ def plainly(layer: nn.Module, x: Tensor) -> Tensor:
 
 def splines() -> dict[str, Case]:
     cases: dict[str, Case] = {}
-    for way in ("auto", "dense", "scatter", "recompute"):
+    for way in ("auto", "dense", "scatter", "recompute", "operator"):
         cases[f"KANLinear-{way}"] = (lambda way=way: KANLinear(3, 2, bias=True, implementation=way), (4, 3), plainly)
         cases[f"KANConv2d-{way}"] = (
             lambda way=way: KANConv2d(2, 3, 3, padding=1, stride=2, base="silu", implementation=way),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from framework.errors import ConfigError
 from framework.nn.modes import followed
 from framework.nn.splines.bspline import SplineGrid, greville, projection_matrix, refinement_matrix
-from framework.nn.splines.expansion import expand
+from framework.nn.splines.expansion import Route, expand
 from framework.nn.splines.options import SplineOptions
 from framework.nn.splines.stored import StoredCoefficients, grid_code
 
@@ -233,10 +233,16 @@ class SplineCoefficients(StoredCoefficients):
     def lift(self, x: Tensor) -> Tensor:
         """Basis (and base) values of every input, (...) -> (..., n) or (..., n + 1), see `expand`."""
         self.check_grid()
-        route = self.implementation
+        return expand(x, self.grid, self.base, self._route(x), self.coefficients.dtype)
+
+    def _route(self, x: Tensor) -> Route:
         if followed():
-            route = "dense"  # what compilers fuse; their own partitioner decides what to keep for the backward pass
-        return expand(x, self.grid, self.base, "dense" if route == "dense" else "scatter", self.coefficients.dtype)
+            # what compilers fuse and exporters take; the operator stands in a compiled graph where it is asked for
+            compiled = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+            return "operator" if self.implementation == "operator" and compiled else "dense"
+        if self.implementation == "auto" or self.implementation == "recompute":
+            return "scatter" if x.device.type == "cpu" else "operator"
+        return self.implementation
 
     def edge_coefficients(self) -> Tensor:
         """Coefficients, zero for pruned edges, the base weight last: (n (+ 1), out, in / groups, *kernel)."""

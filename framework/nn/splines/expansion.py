@@ -1,9 +1,9 @@
-"""The lift C -> C n that turns a spline convolution into an ordinary one, by two routes with one result.
+"""The lift C -> C n that turns a spline convolution into an ordinary one, by three routes with one result.
 
 `dense` evaluates every basis function and is what a compiler fuses; `scatter` evaluates the p + 1 functions that are
-not zero, keeps the input alone for the backward pass and is the quickest without a compiler. Both put the n values of a
-channel side by side in memory, so that the lifted map is in channels-last order, in which wide convolutions are
-quickest.
+not zero, keeps the input alone for the backward pass and is the quickest on a CPU without a compiler; `operator` is one
+operator of torch's, on a GPU one kernel (`framework.nn.splines.operator`). All put the n values of a channel side by
+side in memory, so that the lifted map is in channels-last order, in which wide convolutions are quickest.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from framework.nn.precision import at_least_float32
-from framework.nn.splines.bspline import SplineGrid, dense_basis, local_slopes, local_values, locate
+from framework.nn.splines.bspline import SplineGrid, dense_basis
+from framework.nn.splines.operator import lift
+from framework.nn.splines.scatter import Base, scatter_gradient, scatter_values
 
-Base = Literal["silu", "linear"]
-Implementation = Literal["auto", "dense", "scatter", "recompute"]
+Implementation = Literal["auto", "dense", "scatter", "recompute", "operator"]
+Route = Literal["dense", "scatter", "operator"]
 
 
-def expand(
-    x: Tensor, grid: SplineGrid, base: Base | None, route: Literal["dense", "scatter"], like: torch.dtype | None = None
-) -> Tensor:
+def expand(x: Tensor, grid: SplineGrid, base: Base | None, route: Route, like: torch.dtype | None = None) -> Tensor:
     """Basis values, and the base function's if there is one, of every element.
 
     Args:
@@ -42,7 +42,9 @@ def expand(
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
-        return _expand_dense(x, grid, base).to(dtype) if route == "dense" else _Scatter.apply(x, grid, base, dtype)
+        if route == "dense":
+            return _expand_dense(x, grid, base).to(dtype)
+        return _Scatter.apply(x, grid, base, dtype) if route == "scatter" else lift(x, grid, base, dtype)
 
 
 def _expand_dense(x: Tensor, grid: SplineGrid, base: Base | None) -> Tensor:
@@ -66,64 +68,12 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = cast(Any, ctx).saved_tensors
-        return _scatter_gradient(x, cast(Any, ctx).grid, cast(Any, ctx).base, gradient), None, None, None
+        return scatter_gradient(x, cast(Any, ctx).grid, cast(Any, ctx).base, gradient), None, None, None
 
 
-def scatter_values(x: Tensor, grid: SplineGrid, base: Base | None, dtype: torch.dtype) -> Tensor:
-    """The forward pass of the `scatter` route: (...) -> (..., n) or (..., n + 1) of `dtype`, without a graph."""
-    exact = at_least_float32(x).contiguous()
-    inside, index, u, dropped = _cells(exact, grid)
-    values = exact.new_empty((*x.shape, grid.order + 1))
-    local_values(u, grid.order, values)
-    if grid.tail == "linear":
-        slopes = torch.empty_like(values)
-        local_slopes(u, grid.order, slopes)
-        values.addcmul_(slopes, (exact - inside).unsqueeze(-1), value=1 / grid.step)
-    if dropped is not None:
-        values.masked_fill_(dropped, 0)
-    out = torch.zeros((*x.shape, grid.basis + (base is not None)), dtype=dtype, device=x.device)
-    out.scatter_(-1, index, values.to(dtype))
-    if base is not None:
-        out[..., -1] = F.silu(exact) if base == "silu" else exact
-    return out
-
-
-def _scatter_gradient(x: Tensor, grid: SplineGrid, base: Base | None, gradient: Tensor) -> Tensor:
-    """The gradient of the input; autograd follows it in turn where a graph of it is asked for (create_graph)."""
-    exact = at_least_float32(x).contiguous()
-    inside, index, u, dropped = _cells(exact, grid)
-    slopes = exact.new_empty((*x.shape, grid.order + 1))
-    local_slopes(u, grid.order, slopes)
-    if dropped is not None:
-        slopes.masked_fill_(dropped, 0)
-    slopes.mul_(gradient.gather(-1, index))
-    result = slopes.sum(-1).mul_(1 / grid.step)
-    if grid.tail == "clamp":
-        result.masked_fill_(inside != exact, 0)
-    if base == "linear":
-        result += gradient[..., -1]
-    elif base == "silu":
-        result += _silu_gradient(gradient[..., -1].to(exact.dtype), exact)
-    return result.to(x.dtype)
-
-
-def _silu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
-        return torch.ops.aten.silu_backward(gradient, x)
-    gate = torch.sigmoid(x)  # torch's fused form has no derivative
-    return gradient * gate * (1 + x * (1 - gate))
-
-
-def _cells(x: Tensor, grid: SplineGrid) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Clamped values, indices (..., p + 1) of the live functions, places in the cells, and what falls off the grid."""
-    inside = x if grid.tail == "zero" else x.clamp(grid.low, grid.high)
-    cell, u = locate(inside, grid)
-    index = cell.unsqueeze(-1) + torch.arange(grid.order + 1, device=x.device)
-    if grid.tail != "zero":
-        return inside, index, u, None
-    dropped = (index < 0) | (index >= grid.basis)
-    # p + 1 neighbours stay distinct modulo n >= p + 1, so that a dropped zero never meets a live value
-    return inside, index.remainder_(grid.basis), u, dropped
+def lifted_again(x: Tensor, grid: SplineGrid, base: Base | None, dtype: torch.dtype) -> Tensor:
+    """The values that the device's own route gave for x, without a graph."""
+    return scatter_values(x, grid, base, dtype) if x.device.type == "cpu" else lift(x, grid, base, dtype)
 
 
 @contextmanager

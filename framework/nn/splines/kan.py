@@ -64,7 +64,8 @@ class KANConv2d(_SplineConv):
         tail: `linear`, `clamp` or `zero`, see `SplineGrid`.
         implementation: `dense` evaluates all functions, for compilers and export; `scatter` the live ones only;
             `recompute` keeps no more for the backward pass than a plain convolution does and builds the lifted map
-            twice; `auto` is `scatter`. A compiler gets the dense form whatever is chosen.
+            twice; `operator` is one operator of torch's for each pass, on a GPU one kernel; `auto` is `scatter` on a
+            CPU, else `operator`. A compiler gets the dense form, unless it is told `operator`.
 
     Shape:
         (B, C, H, W) float -> (B, O, H', W'), channels last in memory.

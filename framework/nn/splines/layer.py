@@ -9,7 +9,7 @@ from framework.errors import ConfigError
 from framework.nn.modes import followed
 from framework.nn.splines.bspline import quadrature
 from framework.nn.splines.coefficients import SplineCoefficients, joined
-from framework.nn.splines.expansion import expand, rebuild_in_backward, scatter_values
+from framework.nn.splines.expansion import expand, lifted_again, rebuild_in_backward
 from framework.nn.splines.moments import SplineMoments
 
 
@@ -48,7 +48,7 @@ class SplineLayer(SplineCoefficients):
             if self.grid != grid:
                 raise ConfigError("the grid changed between forward and backward pass; extend it between two steps")
             _check_versions(unchanged)
-            return scatter_values(held, grid, base, dtype)
+            return lifted_again(held, grid, base, dtype)
 
         def weight_again() -> Tensor:
             _check_versions(unchanged)

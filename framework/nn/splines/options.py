@@ -20,7 +20,7 @@ class SplineOptions:
         grid_range: (a, b) in units of the input.
         base: None, `silu` or `linear`.
         tail: `linear`, `clamp` or `zero`.
-        implementation: `auto`, `dense`, `scatter` or `recompute`.
+        implementation: `auto`, `dense`, `scatter`, `recompute` or `operator`.
 
     Raises:
         ConfigError: a value out of its range.
@@ -45,7 +45,7 @@ class SplineOptions:
             raise ConfigError(f"base: expected null, silu or linear, got {self.base!r}")
         if self.implementation not in get_args(Implementation):
             raise ConfigError(
-                f"implementation: expected auto, dense, scatter or recompute, got {self.implementation!r}"
+                f"implementation: expected {', '.join(get_args(Implementation))}, got {self.implementation!r}"
             )
 
     @property
