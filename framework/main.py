@@ -18,6 +18,7 @@ VERBS = {
         "fit, match, extract and show depthwise filters as scale-space operators",
     ),
     "study": ("framework.commands.study:run", "a table of runs: every cell of a study by fit and test, resumable"),
+    "export": ("framework.commands.export:run", "a checkpoint as pt2, ONNX, TorchScript or bioimage.io files, checked"),
     "list": ("framework.commands.listing:run", "methods, data, callbacks and configurations, a line each"),
     "doctor": ("framework.commands.doctor:run", "versions, devices, and whether this installation is healthy"),
 }
@@ -27,6 +28,8 @@ TRAINER_VERBS = {
     "test": "evaluate on the test split",
     "predict": "write predictions",
 }
+#: verbs of ours that build a method from a checkpoint
+TAKES_CHECKPOINT = ("export",)
 #: set in the process of the command itself, which a second Ctrl-C may end by force
 _is_command = False
 OUR_PACKAGES = ("models", "datamodules", "callbacks")
@@ -55,6 +58,9 @@ def main(args: Sequence[str] | None = None) -> Any:
         if verb == "study":
             _find_packages()
             words += [word for module_ in modules for word in ("--import", module_)]
+        if verb in TAKES_CHECKPOINT:
+            _find_packages()
+            _vouch(modules)
         return getattr(importlib.import_module(module), function)(words[1:])
     if verb not in TRAINER_VERBS:
         near = difflib.get_close_matches(verb, [*VERBS, *TRAINER_VERBS], n=1)
@@ -62,11 +68,8 @@ def main(args: Sequence[str] | None = None) -> Any:
         raise ConfigError(f"framework {verb}: no such command; {hint}")
     _find_packages()
     from framework.commands.cli import run_trainer_verb
-    from framework.trust import vouched_modules
 
-    for module in modules:
-        _import(module)
-        vouched_modules.add(module)
+    _vouch(modules)
     if _is_command:
         from framework.signals import force_on_second_interrupt
 
@@ -114,6 +117,15 @@ def shown(args: Sequence[str]) -> int:
         print(f"error{signals.which_rank() if signals is not None else ''}: {message(error)}", file=sys.stderr)
         return 2
     return status if isinstance(status, int) else 0
+
+
+def _vouch(modules: Sequence[str]) -> None:
+    """Imports the user's modules, whose classes a checkpoint may then name."""
+    from framework.trust import vouched_modules
+
+    for module in modules:
+        _import(module)
+        vouched_modules.add(module)
 
 
 def _import(module: str) -> None:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from framework.deploy.form import InferenceForm
 from framework.nn.splines.pruning import ChannelGroup
 
 # ---------------------------------------------------------------------- asked of a data module
@@ -183,4 +184,13 @@ class Shrinks(Protocol):
 
     def shrunk(self) -> LightningModule:
         """A smaller module of the same class and function."""
+        ...
+
+
+@runtime_checkable
+class HasInferenceForms(Protocol):
+    """A method that can leave the trainer: `framework export`."""
+
+    def inference_forms(self) -> Sequence[InferenceForm]:
+        """Plain modules with what goes in and comes out."""
         ...

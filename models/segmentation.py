@@ -1,12 +1,13 @@
-"""What the methods that give every pixel a class share: the losses, the checks of a batch, prediction in tiles."""
+"""What the methods that give every pixel a class share: losses, checks, prediction in tiles, the inference form."""
 
-from collections.abc import Callable
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from framework.deploy.form import Axis, InferenceForm, Port
 from framework.errors import ConfigError
 from framework.tiling import TileSize, tile_side, tiled
 
@@ -145,3 +146,43 @@ def _soft_dice(logits: Tensor, target: Tensor, labelled: Tensor | None) -> Tenso
     overlap = (probabilities * truth).sum((2, 3))
     size = probabilities.sum((2, 3)) + truth.sum((2, 3))
     return 1 - ((2 * overlap + 1) / (size + 1)).mean()
+
+
+def class_words(preprocessing: Mapping[str, Any] | None, classes: int) -> list[str]:
+    """Names of the classes as the input contract has them: label values, or kinds of pixel; else numbers."""
+    known = preprocessing or {}
+    if known.get("masks_are") == "instances" and classes == 3:
+        return ["background", "inside", "border"]
+    labels = known.get("labels") or []
+    return [str(v) for v in (labels if len(labels) == classes and not known.get("colors") else range(classes))]
+
+
+def segmenter_form(
+    module: nn.Module,
+    reference: Callable[..., Tensor],
+    channels: int,
+    stride: int,
+    values: tuple[float, float],
+    classes: Sequence[str],
+    meaning: str,
+    **kwargs: Any,
+) -> InferenceForm:
+    """A segmenter for pictures of any size.
+
+    Args:
+        module: (B, N, H, W) -> (B, C, H, W) logits; pads by itself.
+        reference: the method.
+        channels: N.
+        stride: of the network.
+        values: lowest and highest that a picture has.
+        classes: names of the C classes.
+        meaning: of the values.
+        kwargs: further fields of InferenceForm.
+    """
+    # a coarsest map of one cell would be broadcast like a number, so that two are the least
+    batch, sides = Axis("batch"), (Axis("height", stride + 1), Axis("width", stride + 1))
+    image = Port("image", (batch, Axis("channels", fixed=channels), *sides), *values, meaning)
+    logits = Port(
+        "logits", (batch, Axis("classes", fixed=len(classes)), *sides), -100, 100, "the largest is the pixel's class"
+    )
+    return InferenceForm("segmenter", module, (image,), logits, reference, classes, **kwargs)

@@ -149,6 +149,20 @@ def _with_bases(config: str, above: tuple[str, ...] = ()) -> list[tuple[str, dic
     return [*lower, (json.dumps(content), content)]
 
 
+def sections(config: str, name: str) -> dict[str, Any]:
+    """One section of a configuration and of those that it builds on, the higher winning key by key.
+
+    Args:
+        config: a path, or a name as `-c` takes it.
+        name: `data`, `model` or `trainer`.
+    """
+    merged: dict[str, Any] = {}
+    for _, content in _with_bases(config):
+        found = content.get(name) or {}
+        merged = _merge(merged, {"class_path": found} if isinstance(found, str) else found)
+    return merged
+
+
 def _checkpoint_layer(
     path: Path, contents: Sequence[Mapping[str, Any]], rest: Sequence[str], notes: list[str]
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,8 +21,18 @@ def pad_to_stride(x: Tensor, stride: int) -> Tensor:
             f"the poolings need images of at least {stride} x {stride}, got {height} x {width}; use fewer poolings or "
             "larger images"
         )
+    if not is_known(height, width):
+        return _mirrored(_mirrored(x, 2, stride), 3, stride)
     below, right = -height % stride, -width % stride
     return F.pad(x, (0, right, 0, below), mode="reflect") if below or right else x
+
+
+def cut_back(y: Tensor, height: int, width: int) -> Tensor:
+    """(B, C, H', W') -> (B, C, height, width), the first rows and columns."""
+    if is_known(height, width):
+        return y[..., :height, :width]
+    rows, columns = (torch.arange(n, device=y.device) for n in (height, width))
+    return y.index_select(2, rows).index_select(3, columns)
 
 
 def in_strides(network: Callable[[Tensor], Tensor], x: Tensor, stride: int) -> Tensor:
@@ -37,4 +48,16 @@ def in_strides(network: Callable[[Tensor], Tensor], x: Tensor, stride: int) -> T
     """
     height, width = x.shape[-2:]
     padded = pad_to_stride(x, stride)
-    return network(x) if padded is x else network(padded)[..., :height, :width]
+    return network(x) if padded is x else cut_back(network(padded), height, width)
+
+
+def is_known(*sizes: int) -> bool:
+    """Whether sizes are numbers: not where an exporter follows a network for any size, or a tracer for this one."""
+    return all(type(size) is int for size in sizes)
+
+
+def _mirrored(x: Tensor, axis: int, stride: int) -> Tensor:
+    """One axis to a multiple of `stride` without looking at its length: a choice by length would be kept in a file."""
+    length = x.shape[axis]
+    places = torch.arange((length + stride - 1) // stride * stride, device=x.device)
+    return x.index_select(axis, torch.where(places < length, places, 2 * (length - 1) - places))

@@ -10,11 +10,13 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.image import StructuralSimilarityIndexMeasure
 
+from framework.deploy.form import InferenceForm
 from framework.figures import reconstruction_grid, residual_map, speed_spectrum
 from framework.method import Batch, Split
 from framework.metrics import float_psnr, float_psnr_pooled
 from framework.nn import Finola, commutator, pde_residual, wave_speeds
 from models.finola.encoder import Pooling
+from models.finola.inference import autoencoder_forms
 from models.finola.method import FinolaMethod, pixel_loss
 from models.finola.network import FinolaNetwork
 from models.finola.options import Expansion, FinolaOptions
@@ -139,6 +141,10 @@ class FinolaAutoencoder(FinolaMethod):
             residual = pde_residual(growth, grown, self.network.start).nanmean(0).cpu().numpy()
             drawn["pde_residual"] = residual_map(residual, f"{title}; commutator at the start {apart:.3f}")
         return drawn
+
+    def inference_forms(self) -> list[InferenceForm]:
+        """For `framework export`: encoder and decoder."""
+        return autoencoder_forms(self.network)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`reconstruction` uint8 (B, 3, H, W) and `latent` float32 (B, M, C) under the samples' `index`."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
+from framework.nn.modes import followed
 
 Pooling = Literal["attentional", "linear"]
 
@@ -47,6 +48,13 @@ class MobileBlock(nn.Module):
         return self.skip(x) + self.body(x)
 
 
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of one head, (B, T, D); an exporter knows it with an axis of heads only."""
+    if not followed():
+        return F.scaled_dot_product_attention(query, key, value)
+    return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
+
+
 class Former(nn.Module):
     """A few global tokens beside the map: they read it, talk among themselves, and write back (light cross attention).
 
@@ -66,12 +74,12 @@ class Former(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, C, H, W) and tokens (B, T, D) -> the same shapes."""
         cells = x.flatten(2).transpose(1, 2)
-        tokens = tokens + self.from_map(F.scaled_dot_product_attention(self.to_map(tokens), cells, cells))
+        tokens = tokens + self.from_map(_attend(self.to_map(tokens), cells, cells))
         normed = self.norm_attention(tokens)
         tokens = tokens + self.attention(normed, normed, normed, need_weights=False)[0]
         tokens = tokens + self.mlp(self.norm_mlp(tokens))
         normed = self.norm_write(tokens)
-        written = F.scaled_dot_product_attention(cells, self.write_key(normed), self.write_value(normed))
+        written = _attend(cells, self.write_key(normed), self.write_value(normed))
         return x + written.transpose(1, 2).unflatten(2, x.shape[2:]), tokens
 
 
@@ -115,7 +123,7 @@ class MobileFormerEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, out_channels, H / stride, W / stride)."""
         x = self.stem(x)
-        tokens = self.tokens.expand(len(x), -1, -1)
+        tokens = self.tokens.expand(x.shape[0], -1, -1)
         for mobile, former in zip(self.mobile, self.former, strict=True):
             x, tokens = former(mobile(x), tokens)
         return x
@@ -243,11 +251,11 @@ class AttentionalPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, M, C)."""
         cells = x.flatten(2).transpose(1, 2)
-        places = _position_code(x.shape[2], x.shape[3], cells).expand(len(x), -1, -1)
+        places = _position_code(x.shape[2], x.shape[3], cells).expand(x.shape[0], -1, -1)
         key = self.key(torch.cat([self.norm(cells), places], -1)).unflatten(2, (self.heads, -1)).transpose(1, 2)
         value = self.value(cells).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        pooled = F.scaled_dot_product_attention(self.seeds.expand(len(x), -1, -1, -1).to(key.dtype), key, value)
-        return self.out(pooled.transpose(1, 2).flatten(2)).reshape(len(x), self.vectors, self.channels)
+        pooled = F.scaled_dot_product_attention(self.seeds.expand(x.shape[0], -1, -1, -1).to(key.dtype), key, value)
+        return self.out(pooled.transpose(1, 2).flatten(2)).reshape(x.shape[0], self.vectors, self.channels)
 
 
 class LinearPool(nn.Module):
@@ -267,7 +275,7 @@ class LinearPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, M, C)."""
-        return self.linear(x.flatten(1)).reshape(len(x), self.vectors, self.channels)
+        return self.linear(x.flatten(1)).reshape(x.shape[0], self.vectors, self.channels)
 
 
 def build_pool(

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from framework.deploy.form import InferenceForm
 from framework.errors import ConfigError
 from framework.figures import reconstruction_grid
 from framework.method import Batch, Split
@@ -16,6 +17,7 @@ from framework.metrics import float_psnr
 from framework.nn import Finola
 from models.finola.decoder import Decoder
 from models.finola.encoder import AttentionalPool
+from models.finola.inference import features_form
 from models.finola.method import FinolaMethod, pixel_loss
 from models.finola.network import build_encoder, check_channels
 
@@ -215,6 +217,10 @@ class MaskedFinola(FinolaMethod):
             image.cpu().numpy(), shown.cpu().numpy(), f"masked FINOLA ({self.mode}-wise); the visible block is copied"
         )
         return {"masked": panel}
+
+    def inference_forms(self) -> list[InferenceForm]:
+        """For `framework export`: the encoder."""
+        return [features_form(self.encoder, self.stride, self.features)]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`reconstruction` uint8 (B, 3, H, W) from the block, and `features` float32 (B, D) of the whole image."""

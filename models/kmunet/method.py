@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from framework.deploy.form import InferenceForm
 from framework.distributed import say
 from framework.errors import ConfigError, DivergenceError
 from framework.figures import edge_strength_maps, outside_fractions, spline_curves
@@ -20,6 +21,7 @@ from framework.nn.splines.expansion import Base, Implementation
 from framework.nn.splines.optimizer import map_moments
 from framework.nn.splines.options import SplineOptions
 from framework.nn.splines.stored import transfer_matrix
+from models.kmunet.inference import forms
 from models.kmunet.network import KMUNetwork, Up
 from models.segmentation import Loss, check_images, segmentation_loss
 from models.segmenter import SegmentationMethod
@@ -181,6 +183,11 @@ class KMUNet(SegmentationMethod):
         rest = {k: v for k, v in self.state_dict().items() if not k.startswith("network.")}
         smaller.load_state_dict(rest, strict=False)
         return smaller.to(self.device)
+
+    def inference_forms(self) -> list[InferenceForm]:
+        """For `framework export`: the network without pruned channels, its splines as tables."""
+        small = self.shrunk().eval()
+        return forms(small.network, small.korigins, self, self.in_channels, self.preprocessing)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also converts optimizer moments of another grid; the coefficients convert themselves."""

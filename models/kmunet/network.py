@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.nn import KANConv2d, KANConvTranspose2d, SplineLayer
-from framework.nn.padding import pad_to_stride
+from framework.nn.padding import cut_back, pad_to_stride
 from framework.nn.precision import promoted
 from framework.nn.splines.options import SplineOptions
 
@@ -144,7 +144,7 @@ class KMUNetwork(nn.Module):
             if self.up_kind == "bilinear":
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = self._block(f"decode_{stage}", torch.cat([skips.pop(), x], 1))
-        return self.head(x)[..., :height, :width]
+        return cut_back(self.head(x), height, width)
 
     @property
     def stride(self) -> int:

@@ -21,6 +21,7 @@ from framework.metrics import BatchForegroundIoU, ForegroundIoU
 from framework.nn import gaussian_mixture_statistics, multi_otsu_statistics, origins_from_statistics
 from framework.nn.padding import in_strides
 from framework.protocols import HasClassStatistics, HasDatasets, HasPreprocessing
+from models.korigins.inference import forms
 from models.korigins.network import EncoderOptions, KOriginsUNet, Widened
 from models.segmentation import check_images, pixel_cross_entropy
 from models.segmenter import SegmentationMethod
@@ -65,9 +66,9 @@ class KOriginsSegmentation(SegmentationMethod):
     """
 
     monitor = "val/iou"
-
     input_mean: Tensor
     input_std: Tensor
+    inference_forms = forms
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ from framework.method import Batch, Split
 from framework.metrics import ImagePSNR, Reduction, squared_error_8bit, to_8bit
 from framework.nn import clip_segments, coordinate_grid
 from framework.nn.coordinates.experts import Bias
+from models.levels_of_experts.inference import forms
 from models.levels_of_experts.maps import check_maps, classes_of, map_costs
 from models.levels_of_experts.memory import RowsAtOnce, RowsOfAPass
 from models.levels_of_experts.network import LevelsOfExpertsNetwork
@@ -80,6 +81,7 @@ class LevelsOfExperts(NetworkPerImage):
 
     unaveraged = ("best", "segmentation_maps")
     segmentation_maps: Tensor | None
+    inference_forms = forms
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """Master key filters: classifiers whose depthwise filters come from a bank of eight (arXiv 2509.11711, 2509.12746)."""
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from framework.deploy.form import InferenceForm
 from framework.errors import ConfigError
 from framework.figures import filter_panel
 from framework.method import BaseMethod, Batch, Split
@@ -26,6 +28,7 @@ from framework.nn import (
     match_filters,
 )
 from framework.protocols import HasClassNames
+from models.master_key.inference import forms
 from models.master_key.network import build_network, load_file_into
 
 ADAMW = cast(OptimizerCallable, {"class_path": "torch.optim.AdamW", "init_args": {"lr": 8e-4, "weight_decay": 0.05}})
@@ -238,6 +241,11 @@ class MasterKeyClassifier(BaseMethod):
         """The first filters of the first depthwise layer."""
         name, weight = next(iter(depthwise_kernels(self.network).items()))
         return {"depthwise_filters": filter_panel(weight[:32].cpu().numpy(), title=name)}
+
+    def inference_forms(self) -> list[InferenceForm]:
+        """For `framework export`: the network with plain depthwise convolutions."""
+        names = (self.preprocessing or {}).get("class_names")
+        return forms(copy.deepcopy(self.network), self, self.num_classes, names)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`probabilities` float32 (B, num_classes) under the samples' `index`."""

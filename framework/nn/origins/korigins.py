@@ -158,12 +158,11 @@ class FoldedKOrigins(nn.Module):
         inner = torch.promote_types(dtype, torch.float32)
         with full_precision(x):
             conv, bias = self.conv, cast(Tensor, self.conv.bias)
-            y = conv._conv_forward(x.to(inner), conv.weight.to(inner), bias.to(inner))
             if followed():
-                y = y + self._everywhere(x).to(y)
-            else:
-                for rows, columns, correction in self._border(x.shape[-2], x.shape[-1]):
-                    y[:, :, rows, columns].add_(correction)
+                return self._with_ones(x.to(inner), inner).to(dtype)
+            y = conv._conv_forward(x.to(inner), conv.weight.to(inner), bias.to(inner))
+            for rows, columns, correction in self._border(x.shape[-2], x.shape[-1]):
+                y[:, :, rows, columns].add_(correction)
         return y.to(dtype)
 
     @property
@@ -176,13 +175,15 @@ class FoldedKOrigins(nn.Module):
         """The plain convolution's, that of the interior, (out,)."""
         return cast(Tensor, self.conv.bias)
 
-    def _everywhere(self, x: Tensor) -> Tensor:
-        """The correction of the bias as a map (1, out, H', W'), 0 in the interior: what holds for any size."""
-        (top, bottom, _), (left, right, _) = self._reach(0), self._reach(1)
-        inside = torch.zeros((1, 1, *x.shape[-2:]), dtype=torch.float64, device=x.device)
-        outside = F.pad(inside, (left, right, top, bottom), value=1.0)
-        taps = self.tap_bias.double().unsqueeze(1)
-        return F.conv2d(outside, -taps, None, self.conv.stride, 0, self.conv.dilation)
+    def _with_ones(self, x: Tensor, inner: torch.dtype) -> Tensor:
+        """The same for any size: one more channel of ones, whose kernel is the bias of the elements inside the image.
+
+        Its zero padding takes away what an element outside would add, so no size has to be looked at.
+        """
+        conv, bias, taps = self.conv, cast(Tensor, self.conv.bias), self.tap_bias
+        weight = torch.cat([conv.weight.to(inner), taps.to(inner).unsqueeze(1)], 1)
+        rest = bias.to(inner) - taps.to(inner).sum((1, 2))
+        return conv._conv_forward(torch.cat([x, torch.ones_like(x[:, :1])], 1), weight, rest)
 
     def _border(self, height: int, width: int) -> Strips:
         """The same where it is not 0: row slice, column slice, (out, h, w); kept with the `tap_bias` it is of."""

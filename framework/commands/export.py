@@ -1,0 +1,141 @@
+"""`framework export`: a checkpoint as files that other programs run."""
+
+import argparse
+import importlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from framework.deploy.form import Format, Precision
+from framework.errors import ConfigError
+
+#: batches of the data from which int8 takes the ranges of activations
+CALIBRATION_BATCHES = 8
+
+
+def run(args: Sequence[str]) -> int:
+    """Exports a checkpoint and prints what came out."""
+    parser = argparse.ArgumentParser(
+        prog="framework export", description="Inference forms of a checkpoint as files, each run and compared."
+    )
+    parser.add_argument("--ckpt_path", required=True, help="the checkpoint")
+    parser.add_argument("--format", default="pt2", choices=get_args(Format))
+    parser.add_argument("--precision", default="fp32", choices=get_args(Precision))
+    parser.add_argument(
+        "--dynamic", action=argparse.BooleanOptionalAction, default=True, help="any batch, height and width"
+    )
+    parser.add_argument("--batch", type=int, help="with --no-dynamic: pictures at a time")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="with --no-dynamic: of the pictures")
+    parser.add_argument("--calibration", metavar="CONFIG", help="with int8: a configuration with data, by path or name")
+    parser.add_argument("--out", type=Path, help="folder of the files; by default `export/FORMAT` in the run folder")
+    options = parser.parse_args(list(args))
+    from framework.commands.loading import load
+    from framework.deploy import export
+
+    module = load(options.ckpt_path)
+    calibration = None if options.calibration is None else inputs_of(options.calibration)
+    out = options.out or default_folder(Path(options.ckpt_path), options.format, options.precision)
+    report = export(
+        module,
+        out,
+        options.format,
+        precision=options.precision,
+        dynamic=options.dynamic,
+        sizes=_sizes(options),
+        calibration=calibration,
+    )
+    show(report, Console(width=120))
+    print(f"written: {out}")
+    return 0
+
+
+def _sizes(options: argparse.Namespace) -> dict[str, int] | None:
+    if options.dynamic and (options.batch or options.size):
+        raise ConfigError("batch, size: only with --no-dynamic; a dynamic file takes any")
+    sizes = {} if options.batch is None else {"batch": options.batch}
+    sizes |= {} if options.size is None else dict(zip(("height", "width"), options.size, strict=True))
+    return sizes or None
+
+
+def default_folder(checkpoint: Path, format: str, precision: str) -> Path:
+    """`export/FORMAT` or `export/FORMAT-PRECISION` in the run folder (beside a checkpoint that is in none)."""
+    folder = checkpoint.absolute().parent
+    run = folder.parent if folder.name == "checkpoints" else folder
+    return run / "export" / (format if precision == "fp32" else f"{format}-{precision}")
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """A table of the files."""
+    table = Table(title=f"{report['method']}, {report['format']}, {report['precision']}")
+    for name in ("file", "KiB", "largest difference", "share", "eager, ms", "file, ms", "any size of"):
+        table.add_column(name, justify="left" if name in ("file", "any size of") else "right")
+    for file in report["files"]:
+        free = dict.fromkeys(
+            axis["name"] for port in file["inputs"] for axis in port["axes"] if "size" not in axis and report["dynamic"]
+        )
+        share = max(row["share"] for row in file["compared"])
+        speed = file.get("speed", {"eager_ms": float("nan"), "file_ms": float("nan")})
+        table.add_row(
+            file["file"],
+            f"{file['bytes'] / 1024:.0f}",
+            f"{max(row['largest_difference'] for row in file['compared']):.1e}",
+            f"{share:.1e}",
+            f"{speed['eager_ms']:.2f}",
+            f"{speed['file_ms']:.2f}",
+            ", ".join(free) or "none",
+        )
+    console.print(table)
+
+
+# ------------------------------------------------------------------------------------------------------------- data
+
+
+def data_module(config: str) -> Any:
+    """The data module of a configuration.
+
+    Args:
+        config: a path, or a name as `-c` takes it.
+
+    Raises:
+        ConfigError: no such configuration, or one without data.
+    """
+    from lightning.pytorch import LightningDataModule
+    from lightning.pytorch.cli import LightningArgumentParser
+
+    from framework.commands.precedence import sections
+
+    importlib.import_module("datamodules")
+    data = sections(config, "data")
+    if not data:
+        raise ConfigError(f"-c {config}: there is no section `data` in it")
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    return parser.instantiate_classes(parser.parse_object({"data": data})).data
+
+
+def batches_of(config: str, split: str, limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """Batches of a configuration's data, without a Trainer.
+
+    Args:
+        config: as `data_module` takes it.
+        split: `val` or `test`.
+        limit: at most so many.
+    """
+    data = data_module(config)
+    data.prepare_data()
+    data.setup({"val": "validate"}.get(split, split))
+    loader = data.val_dataloader() if split == "val" else data.test_dataloader()
+    for number, batch in enumerate(loader):
+        if limit is not None and number >= limit:
+            return
+        yield batch
+
+
+def inputs_of(config: str) -> Iterator[list[np.ndarray]]:
+    """A few batches of pictures, as a file takes them, from the validation split."""
+    for batch in batches_of(config, "val", CALIBRATION_BATCHES):
+        yield [batch["image"].numpy()]
