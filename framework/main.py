@@ -19,6 +19,7 @@ VERBS = {
     ),
     "study": ("framework.commands.study:run", "a table of runs: every cell of a study by fit and test, resumable"),
     "export": ("framework.commands.export:run", "a checkpoint as pt2, ONNX, TorchScript or bioimage.io files, checked"),
+    "bench": ("framework.commands.bench:run", "time, memory and loss of every exported form of a checkpoint"),
     "list": ("framework.commands.listing:run", "methods, data, callbacks and configurations, a line each"),
     "doctor": ("framework.commands.doctor:run", "versions, devices, and whether this installation is healthy"),
 }
@@ -29,7 +30,7 @@ TRAINER_VERBS = {
     "predict": "write predictions",
 }
 #: verbs of ours that build a method from a checkpoint
-TAKES_CHECKPOINT = ("export",)
+TAKES_CHECKPOINT = ("export", "bench")
 #: set in the process of the command itself, which a second Ctrl-C may end by force
 _is_command = False
 OUR_PACKAGES = ("models", "datamodules", "callbacks")

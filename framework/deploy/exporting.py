@@ -33,7 +33,7 @@ def export(
 ) -> dict[str, Any]:
     """Writes a method's inference forms, runs every file in its own runtime, and compares it with the method.
 
-    The module is left as it is. Files appear when all of them are right; nothing that is there is replaced.
+    The module stays as it is. Files appear when all of them are right; nothing that is there is replaced.
 
     Args:
         module: a method, or any module that gives back one tensor, with `example`.
@@ -49,13 +49,11 @@ def export(
         the report, as in `export.json`: for every file its bytes, inputs, output, differences and times.
 
     Raises:
-        ConfigError: a module, format or precision that cannot be; a file that would be wrong at other sizes, or that is
-            there already.
+        ConfigError: a module, format or precision that cannot be; a file that would be wrong, or is there already.
     """
     check_choice(format, precision, calibration is not None)
     folder = Path(out)
     module = copy.deepcopy(module).cpu().eval()
-    forms = forms_of(module, example)
     report: dict[str, Any] = {
         "method": type(module).__name__,
         "format": format,
@@ -66,19 +64,19 @@ def export(
         "files": [],
     }
     batches = [[np.asarray(array) for array in batch] for batch in calibration or []]
-    named = {file_name(form, format, precision): form for form in forms}
+    named = {file_name(form, format, precision): form for form in forms_of(module, example)}
     for name in (*named, REPORT):
         refuse_taken(folder / name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as staged, torch.random.fork_rng([]):
         for name, form in named.items():
             start, compare = _sizes(form, dynamic, sizes)
-            path = Path(staged, name)
             if format == "bioimageio":
-                found = _package(form, path, report, start, compare)
+                found = _package(form, Path(staged, name), report, start, compare)
             else:
-                found = _export_form(form, path, format, precision, dynamic, start, compare, batches)
-            report["files"].append({"file": name, "bytes": path.stat().st_size, **contract(form), **found})
+                found = _export_form(form, Path(staged, name), format, precision, dynamic, start, compare, batches)
+            found["bytes"] = Path(staged, name).stat().st_size
+            report["files"].append({"file": name, **contract(form), **found})
         Path(staged, REPORT).write_text(json.dumps(report, indent=2, default=str) + "\n")
         _put(Path(staged), folder)
     return report

@@ -1,6 +1,7 @@
 """Pure functions from data to matplotlib figures; nothing here touches pyplot's global state."""
 
 from framework.figures.curves import training_curves
+from framework.figures.deployment import deployment
 from framework.figures.filters import (
     explained_energy,
     filter_panel,
@@ -18,6 +19,7 @@ from framework.figures.splines import edge_strength_maps, outside_fractions, spl
 
 __all__ = [
     "confusion_matrix",
+    "deployment",
     "edge_strength_maps",
     "error_panel",
     "explained_energy",
