@@ -1,0 +1,58 @@
+"""bioimage.io packages, and int8: what the libraries that read them say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import framework
+from framework.deploy import forms_of
+from framework.errors import ConfigError
+from tests.deploy.test_export import OLD
+from tests.helpers.methods import BUILD
+
+pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+
+
+def test_a_package_passes_its_own_test_and_predicts_an_odd_sized_picture(tmp_path) -> None:
+    core = pytest.importorskip("bioimageio.core", reason="the extra `export` is not installed")
+    torch.manual_seed(0)
+    module = framework.load(OLD / "korigins" / "last.ckpt")
+    module.preprocessing = {"normalize": "zscore", "labels": [0, 7, 9]}
+    report = framework.export(module, tmp_path, "bioimageio")
+    package = tmp_path / "segmenter.zip"
+    assert report["files"][0]["status"] == "passed"
+    assert core.test_model(package).status == "passed"
+    description = core.load_model_description(package)
+    assert description.outputs[0].axes[1].channel_names == ["class_0", "class_7", "class_9"]
+    picture = 20000 + 3000 * torch.randn(1, 1, 37, 53)
+    (found,) = core.predict(model=package, inputs=picture.numpy()).members.values()
+    normal = (picture - picture.mean()) / picture.std(correction=0)
+    truth = module(normal).detach().numpy()
+    np.testing.assert_allclose(np.asarray(found.data), truth, rtol=0, atol=1e-4 * np.abs(truth).max())
+
+
+def test_a_package_is_for_segmenters(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="segmenters"):
+        framework.export(framework.load(OLD / "finola" / "last.ckpt"), tmp_path / "out", "bioimageio")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["korigins", pytest.param("master_key", marks=pytest.mark.slow)])
+def test_int8_decides_as_the_method_does(name, tmp_path) -> None:
+    torch.manual_seed(0)
+    module = framework.load(OLD / name / "last.ckpt")
+    (form,) = forms_of(module)
+    pictures = [[form.draw({"batch": 4, "height": 64, "width": 64}, seed)[0].numpy()] for seed in range(4)]
+    whole = framework.export(module, tmp_path / "fp32", "onnx")["files"][0]
+    small = framework.export(module, tmp_path / "int8", "onnx", precision="int8", calibration=pictures)["files"][0]
+    assert all(row["agreement"] > 0.85 for row in small["compared"])
+    assert all(row["share"] > 0 for row in small["compared"])
+    assert Path(tmp_path, "int8", small["file"]).stat().st_size != whole["bytes"]
+
+
+def test_int8_of_numbers_is_refused(tmp_path) -> None:
+    module = BUILD["finola"]().eval()
+    with pytest.raises(ConfigError, match="segmenters and classifiers"):
+        framework.export(module, tmp_path / "out", "onnx", precision="int8", calibration=[[np.zeros((1, 3, 16, 16))]])
