@@ -72,7 +72,10 @@ def compared(form: InferenceForm, run: Run, sizes: Sequence[Mapping[str, int]]) 
             raise ConfigError(f"export: {form.name} does not run at {dict(size)}: {said[:200]}") from error
         row: dict[str, Any] = {"sizes": dict(size)}
         if found.shape != truth.shape:
-            raise ConfigError(f"export: {form.name} gives {found.shape} at {dict(size)}, expected {truth.shape}")
+            raise ConfigError(
+                f"export: {form.name} gives {found.shape} at {dict(size)}, expected {truth.shape}: it kept the size that "
+                "it was followed at; take --format pt2 or onnx, or --no-dynamic"
+            )
         row |= difference(found, truth)
         if form.classes is not None:
             row["agreement"] = float((found.argmax(1) == truth.argmax(1)).mean())

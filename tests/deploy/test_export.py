@@ -215,7 +215,7 @@ def test_the_command_writes_below_the_run_folder_and_replaces_nothing(tmp_path, 
         (["--precision", "bf16", "--format", "onnx"], "no bf16"),
         (["--precision", "fp16"], "65504"),
         (["--size", "8", "8"], "--no-dynamic"),
-        (["--no-dynamic", "--size", "3", "8"], "height from"),
+        (["--no-dynamic", "--size", "2", "8"], "height from"),
     ],
 )
 def test_what_cannot_be_is_said(words, said, tmp_path, capsys) -> None:
