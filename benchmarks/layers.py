@@ -31,7 +31,7 @@ WRONG = "WRONG"
 def sizes(x: Tensor) -> dict[int, Any]:
     """The axes that an export leaves open: batch, height and width."""
     dims = {0: torch.export.Dim("batch", min=1)}
-    return dims | ({2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)} if x.ndim == 4 else {})
+    return dims | ({2: torch.export.Dim("height", min=4), 3: torch.export.Dim("width", min=4)} if x.ndim == 4 else {})
 
 
 def exported(layer: nn.Module, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

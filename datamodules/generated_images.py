@@ -90,6 +90,10 @@ class GeneratedImagesDataModule(BaseDataModule):
             for name, a, b in zip(("train", "val", "test", "set aside"), edges, edges[1:], strict=False)
         }
 
+    def input_contract(self) -> dict[str, Any]:
+        """What checkpoints and exported files state of the samples."""
+        return {"image_size": self.image_size, "mean": None, "std": None, "class_names": self.class_names}
+
     @property
     def class_names(self) -> list[str]:
         """`grating 0`, `grating 1`, ..."""

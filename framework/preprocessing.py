@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from framework.protocols import HasPreprocessing
+from framework.protocols import HasInputContract, HasPreprocessing
 
 
 @runtime_checkable
@@ -29,6 +29,8 @@ def keep(method: Keeps, checkpoint: dict[str, Any]) -> None:
     """Writes the data module's preprocessing into a checkpoint, or what the method knows from an earlier one."""
     if isinstance(method.data, HasPreprocessing):
         method.preprocessing = method.data.preprocessing()
+    elif isinstance(method.data, HasInputContract):
+        method.preprocessing = method.data.input_contract()
     if method.preprocessing is not None:
         checkpoint["preprocessing"] = method.preprocessing
 

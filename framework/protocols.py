@@ -92,6 +92,15 @@ class HasPreprocessing(Protocol):
 
 
 @runtime_checkable
+class HasInputContract(Protocol):
+    """A data module that can say how its pictures became samples: kept in checkpoints, told in exported files."""
+
+    def input_contract(self) -> dict[str, Any]:
+        """Plain values, `class_names` among them."""
+        ...
+
+
+@runtime_checkable
 class WritesPredictions(Protocol):
     """A data module that knows how its predictions are to be written: PredictionWriter."""
 

@@ -75,7 +75,8 @@ def predict(self: Any, picture: np.ndarray | str | Path, tile: TileSize = "auto"
     Raises:
         DataError: a picture that does not meet what the network was trained on, by name.
     """
-    stored = self.preprocessing or {"normalize": "none", "channels": None, "labels": list(range(self.num_classes))}
+    stored = {"normalize": "none", "channels": None, "labels": list(range(self.num_classes))}
+    stored |= self.preprocessing or {}
     reading = Reading()
     reading.take_over(stored)
     name = "the array" if isinstance(picture, np.ndarray) else str(picture)

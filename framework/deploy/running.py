@@ -73,8 +73,8 @@ def compared(form: InferenceForm, run: Run, sizes: Sequence[Mapping[str, int]]) 
         row: dict[str, Any] = {"sizes": dict(size)}
         if found.shape != truth.shape:
             raise ConfigError(
-                f"export: {form.name} gives {found.shape} at {dict(size)}, expected {truth.shape}: it kept the size that "
-                "it was followed at; take --format pt2 or onnx, or --no-dynamic"
+                f"export: {form.name} gives {found.shape} at {dict(size)}, expected {truth.shape}: it kept the size it "
+                "was followed at; take --format pt2 or onnx, or --no-dynamic"
             )
         row |= difference(found, truth)
         if form.classes is not None:

@@ -1,0 +1,19 @@
+"""Every layer out of Python: right at another batch and size, or a message; never wrong in silence."""
+
+import pytest
+
+from benchmarks.layers import WRONG, verdict
+from tests.nn.test_every_layer import LAYERS
+
+pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_runs_in_onnxruntime_at_other_sizes(name) -> None:
+    assert verdict("onnx", name) == "yes"
+
+
+@pytest.mark.parametrize("habit", ["onnx_by_tracing", "script", "trace", "half", "bfloat16"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_is_right_or_says_so(name, habit) -> None:
+    assert verdict(habit, name) != WRONG
