@@ -115,16 +115,7 @@ class ImageFolderDataModule(BaseDataModule):
 
     def input_contract(self) -> dict[str, Any]:
         """How evaluation pictures are read and what the labels mean, as checkpoints and exported files state it."""
-        transform = self.eval_transform
-        return {
-            "image_size": transform.size,
-            "resize": transform.resize,
-            "interpolation": transform.interpolation,
-            "eval_crop": transform.crop,
-            "mean": None if transform.finish.mean is None else list(transform.finish.mean),
-            "std": None if transform.finish.std is None else list(transform.finish.std),
-            "class_names": self.class_names,
-        }
+        return {**self.eval_transform.plain(), "class_names": self.class_names}
 
     def configure_dataset(self, split: Literal["train", "val", "test", "predict"]) -> Dataset:
         """The pictures of a split; test and predict fall back on the validation part, less the calibration pictures."""

@@ -44,6 +44,12 @@ class EvalTransform:
     crop: Literal["center", "squash"]
     finish: Finish
 
+    def plain(self) -> dict[str, Any]:
+        """As YAML types, under the data module's own names."""
+        mean, std = (None if values is None else list(values) for values in (self.finish.mean, self.finish.std))
+        sizes = {"image_size": self.size, "resize": self.resize, "interpolation": self.interpolation}
+        return {**sizes, "eval_crop": self.crop, "mean": mean, "std": std}
+
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
         method = _METHODS[self.interpolation]
         if self.crop == "squash":

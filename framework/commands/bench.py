@@ -15,7 +15,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from framework.deploy.form import Format, InferenceForm, Precision
-from framework.deploy.running import milliseconds, opened
+from framework.deploy.running import opened
+from framework.deploy.worker import milliseconds
 from framework.errors import ConfigError, FrameworkError
 
 #: what is tried; a form that refuses one says why

@@ -1,7 +1,5 @@
 """An exported file in its own runtime: what it gives back, whether that is right, and how long it takes."""
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from framework.deploy.form import InferenceForm, Precision
 from framework.deploy.loading import load_exported
+from framework.deploy.worker import milliseconds
 from framework.deploy.writing import need, quiet
 from framework.errors import ConfigError
 
@@ -106,18 +105,6 @@ def check(form: InferenceForm, rows: Sequence[Mapping[str, Any]], precision: Pre
                 f"{ALLOWED[precision]:g} is right in {precision}); {why}take --format pt2 or onnx, "
                 "or --no-dynamic"
             )
-
-
-def milliseconds(work: Callable[[], object], seconds: float = 0.3, most: int = 30) -> float:
-    """Median time of a call, after one that is not counted."""
-    work()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or (time.perf_counter() < end and len(times) < most):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
 
 
 def speeds(form: InferenceForm, run: Run, size: Mapping[str, int]) -> dict[str, Any]:
