@@ -9,15 +9,15 @@ def export() -> str:
     frame = read("export")
     rows = []
     for (config, form), group in frame.groupby(["config", "form"], sort=False):
-        eager = float(group[group["format"] == "eager"]["latency_ms"].iloc[0])
+        eager = float(group[group["format"] == "eager"]["cpu_ms"].iloc[0])
         for _, row in group.iterrows():
             size = f"{int(row['bytes']) / 1024:.0f}" if row["bytes"] else ""
             name = "as it is" if row["format"] == "eager" else f"{row['format']} {row['precision']}"
             first = row["format"] == "eager"
             rows.append([str(config).split("/")[0] if first else "", str(form) if first else "", name, size,
-                         row["share"], f"{float(row['latency_ms']):.2f}", f"{eager / float(row['latency_ms']):.1f}",
-                         f"{float(row['per_second']):.0f}", row["memory_mib"], row["score"]])  # fmt: skip
-    header = ["method", "file", "form", "KiB", "largest difference", "one picture, ms", "times as quick", "per second",
+                         row["share"], f"{float(row['cpu_ms']):.2f}", f"{eager / float(row['cpu_ms']):.1f}",
+                         row["memory_mib"], row["score"]])  # fmt: skip
+    header = ["method", "file", "form", "KiB", "largest difference", "one sample, CPU ms", "times as quick",
               "memory, MiB", "Dice or accuracy"]  # fmt: skip
     return markdown(header, rows) + provenance(frame)
 

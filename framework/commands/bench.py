@@ -28,7 +28,7 @@ KINDS: tuple[tuple[Format, Precision], ...] = (
     ("onnx", "fp16"),
     ("onnx", "int8"),
 )
-COLUMNS = ("form", "format", "precision", "bytes", "latency_ms", "per_second", "memory_mib", "share", "score")
+COLUMNS = ("form", "format", "precision", "bytes", "latency_ms", "cpu_ms", "per_second", "memory_mib", "share", "score")
 
 
 def run(args: Sequence[str]) -> int:
@@ -152,9 +152,10 @@ def _eager(
             return form.reference(*map(torch.from_numpy, arrays)).numpy()
 
     first, batch = ([x.numpy() for x in inputs] for inputs in (one, many))
-    latency, whole = (milliseconds(partial(run, *arrays), seconds) for arrays in (first, batch))
+    (latency, cpu), (whole, _) = (milliseconds(partial(run, *arrays), seconds) for arrays in (first, batch))
     return {
         "latency_ms": round(latency, 3),
+        "cpu_ms": round(cpu, 3),
         "per_second": round(1000 * len(many[0]) / whole, 3),
         "share": 0.0,
         "score": _score(config, form, run),

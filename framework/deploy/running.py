@@ -119,6 +119,6 @@ def speeds(form: InferenceForm, run: Run, size: Mapping[str, int]) -> dict[str, 
     return {
         "sizes": dict(size),
         "threads": torch.get_num_threads(),
-        "eager_ms": round(milliseconds(eager), 3),
-        "file_ms": round(milliseconds(lambda: run(*arrays)), 3),
+        "eager_ms": round(milliseconds(eager)[0], 3),
+        "file_ms": round(milliseconds(lambda: run(*arrays))[0], 3),
     }

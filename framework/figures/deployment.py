@@ -16,7 +16,7 @@ def deployment(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """What is lost against time and against bytes, a point for every file.
 
     Args:
-        rows: with `form`, `format`, `precision`, `latency_ms`, `bytes`, `share` (largest difference as a share of the
+        rows: with `form`, `format`, `precision`, `cpu_ms`, `bytes`, `share` (largest difference as a share of the
             largest value) and, where the data were at hand, `score` (accuracy or Dice), as text or numbers; values that
             are not known are empty.
 
@@ -28,7 +28,7 @@ def deployment(rows: Sequence[Mapping[str, Any]]) -> Figure:
     scored = all(row.get("score", "") != "" for row in rows)
     figure, axes = new_figure(1, 2, 8.5, 3.6)
     for axis, (column, label) in zip(
-        axes.flat, (("latency_ms", "one picture, ms"), ("bytes", "bytes of the file")), strict=True
+        axes.flat, (("cpu_ms", "one sample, processors' ms"), ("bytes", "bytes of the file")), strict=True
     ):
         for row in rows:
             value = row.get(column, "")
