@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.common import append_row, environment, read_rows
 from framework import load
-from framework.commands.bench import COLUMNS, KINDS, measure
+from framework.commands.bench import COLUMNS, kinds_of, measure
 
 #: quickstart -> its data can score the forms
 QUICKSTARTS = {
@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--methods", nargs="+", default=list(QUICKSTARTS), choices=list(QUICKSTARTS))
+    parser.add_argument("--kinds", nargs="+", metavar="FORMAT:PRECISION", help="by default all of `framework bench`")
     parser.add_argument("--size", type=int, default=64, help="side of the pictures")
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=1)
@@ -51,7 +52,9 @@ def main() -> None:
         module = load(newest(args.runs, name))
         config = name if QUICKSTARTS[name] else None
         rows = []
-        for row in measure(module, config, kinds=KINDS, size=(args.size, args.size), seconds=args.seconds):
+        for row in measure(
+            module, config, kinds=kinds_of(args.kinds), size=(args.size, args.size), seconds=args.seconds
+        ):
             rows.append({"config": name, **{column: row[column] for column in COLUMNS}, "side": args.size})
             print(rows[-1], flush=True)
         for row in rows:

@@ -59,7 +59,7 @@ def run(args: Sequence[str]) -> int:
         measure(
             load(options.ckpt_path),
             options.data,
-            kinds=_kinds(options.kinds),
+            kinds=kinds_of(options.kinds),
             batch=options.batch,
             size=tuple(options.size),
             seconds=options.seconds,
@@ -77,7 +77,12 @@ def run(args: Sequence[str]) -> int:
     return 0
 
 
-def _kinds(words: Sequence[str] | None) -> Sequence[tuple[Any, Any]]:
+def kinds_of(words: Sequence[str] | None) -> Sequence[tuple[Any, Any]]:
+    """`FORMAT:PRECISION` words as pairs; None: all.
+
+    Raises:
+        ConfigError: one that there is not.
+    """
     if words is None:
         return KINDS
     pairs = [tuple(word.split(":", 1)) for word in words]
