@@ -5,14 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from skimage import io
 
-from framework.distributed import gather_lists
-from framework.errors import ConfigError
-from framework.protocols import NamesSamples, WritesPredictions
+from callbacks.tile_progress import tile_progress
+from framework.distributed import checksum, say
+from framework.errors import ConfigError, DataError
+from framework.protocols import Large, NamesSamples, PredictsInTiles, WritesPredictions
+from framework.signals import arrived
+
+
+class _Stopped(Exception):
+    """A signal has come: what is done is kept, and all ranks agree behind the batch."""
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -21,21 +27,51 @@ class PredictionWriter(BasePredictionWriter):
     A uint8 or uint16 tensor (B, H, W) or (B, 3, H, W) becomes `INDEX_KEY.png`, anything else `INDEX_KEY.npy`. The
     index is the sample's unique id, so that many processes write into one folder without meeting. A data module with
     `sample_name(index)` replaces INDEX by the sample's name, and one with `write_prediction` writes masks in its own
-    way; what it measures becomes `objects.csv`.
+    way: with SegmentationDataModule pictures that are large enough for tiles are read, predicted and written by
+    windows, and a run that was stopped goes on where it was when it is given its `output_dir` again.
 
     Args:
         output_dir: target folder; None: `predictions` in the run folder.
+        probabilities: also write `NAME_probabilities.tif`, (C, H, W) float32 in steps of 1 / 65535.
+        overlays: also write `NAME_overlay.png`, the prediction drawn over the picture.
     """
 
-    def __init__(self, output_dir: str | None = None) -> None:
+    def __init__(self, output_dir: str | None = None, probabilities: bool = False, overlays: bool = False) -> None:
         super().__init__(write_interval="batch")
         self.output_dir = output_dir
+        self.probabilities, self.overlays = probabilities, overlays
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Decides the folder; the same on every rank."""
+        """Decides the folder, the same on every rank, and says what is wanted.
+
+        Raises:
+            ConfigError: probabilities or overlays that nobody gives. DataError: a folder that cannot be made.
+        """
         self.folder = Path(self.output_dir or Path(trainer.log_dir or trainer.default_root_dir) / "predictions")
-        if stage == "predict":
+        if stage != "predict":
+            return
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"output_dir: {self.folder} cannot be made ({error.strerror}); give another") from error
+        in_tiles = isinstance(pl_module, PredictsInTiles)
+        data = getattr(trainer, "datamodule", None)
+        if (self.probabilities and not in_tiles) or (self.overlays and not isinstance(data, WritesPredictions)):
+            raise ConfigError(
+                f"PredictionWriter.probabilities, .overlays: {type(pl_module).__name__} with {type(data).__name__} has "
+                "none; they are for segmentations of a SegmentationDataModule"
+            )
+        if isinstance(pl_module, PredictsInTiles):
+            pl_module.predict_probabilities = self.probabilities
+        if isinstance(data, WritesPredictions):
+            grid = pl_module.tile_grid if isinstance(pl_module, PredictsInTiles) else (lambda size: None)
+            options = {"probabilities": self.probabilities, "overlays": self.overlays, "grid": grid}
+            data.want_predictions(self.folder, options, lambda: self._plan(pl_module))
+
+    def _plan(self, module: LightningModule) -> dict[str, Any]:
+        weights = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+        kept = {"probabilities": self.probabilities, "tile": getattr(module, "tile", None)}
+        return {"method": type(module).__name__, "weights": checksum(weights), **kept}
 
     def write_on_batch_end(
         self,
@@ -50,7 +86,7 @@ class PredictionWriter(BasePredictionWriter):
         """Lightning's hook.
 
         Raises:
-            ConfigError: `predict_step` does not return a mapping with `index`.
+            ConfigError: `predict_step` does not return a mapping with `index`. DataError: no room.
         """
         if not isinstance(prediction, Mapping) or "index" not in prediction:
             raise ConfigError(
@@ -58,37 +94,73 @@ class PredictionWriter(BasePredictionWriter):
                 f"'index', got {type(prediction).__name__}"
             )
         data = getattr(trainer, "datamodule", None)
+        indices = prediction["index"].tolist()
+        if set(prediction) == {"index"} and isinstance(data, WritesPredictions):
+            for index in indices:
+                self._write_large(trainer, pl_module, data.large_prediction(index))
+            return
         name = data.sample_name if isinstance(data, NamesSamples) else "{:06d}".format
-        for key, values in prediction.items():
-            if key == "index":
-                continue
-            for index, value in zip(prediction["index"].tolist(), values, strict=True):
+        for key in sorted(set(prediction) - {"index"}, key=lambda key: key == "mask"):  # the mask finishes a picture
+            for index, value in zip(indices, prediction[key], strict=True):
                 array = value.detach().cpu().numpy()
                 if not (isinstance(data, WritesPredictions) and data.write_prediction(self.folder, index, key, array)):
                     _write(self.folder, f"{name(index)}_{key}", array)
 
+    def _write_large(self, trainer: Trainer, module: LightningModule, large: Large) -> None:
+        """Tile by tile; a signal leaves the rest for another time."""
+        assert isinstance(module, PredictsInTiles)
+        done, total = large.tiles
+        try:
+            with (
+                tile_progress(trainer, f"tiles of {large.name}", total, done) as step,
+                trainer.precision_plugin.forward_context(),
+            ):
+                for y0, x0, logits in module.in_tiles(large.read, large.size, large.is_done):
+                    probabilities = logits.float().softmax(0).cpu().numpy() if self.probabilities else None
+                    large.put(y0, x0, logits.argmax(0).to(torch.uint8).cpu().numpy(), probabilities)
+                    _step(step)
+            with tile_progress(trainer, f"objects of {large.name}", large.parts(), 0) as step:
+                large.finish(lambda: _step(step))
+        except _Stopped:
+            done, total = large.tiles
+            say(f"{done} of {total} tiles of {large.name} are kept")
+
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts together what the ranks have measured, as `objects.csv`.
+        """Puts together what has been measured, as `objects.csv`.
 
         Raises:
-            ConfigError: the file is there already.
+            DataError: no room.
         """
         data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, WritesPredictions):
+        if isinstance(data, WritesPredictions):
+            data.end_predictions(True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Says how a run that was stopped goes on."""
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, WritesPredictions) or trainer.state.fn != "predict":
             return
-        rows = gather_lists(data.take_measurements())
-        path = self.folder / "objects.csv"
-        if trainer.is_global_zero and rows:
-            if path.exists():
-                raise ConfigError(
-                    f"{path} is there already, and no file is replaced; give another output_dir or move it"
-                )
-            pd.DataFrame(rows).to_csv(path, index=False)
+        data.end_predictions(False)
+        if isinstance(exception, KeyboardInterrupt):
+            say(
+                f"what is done is kept in {self.folder}; the same command goes on with --trainer.callbacks="
+                f"PredictionWriter --trainer.callbacks.output_dir={self.folder}"
+            )
+
+
+def _step(step: Any) -> None:
+    step()
+    if arrived():
+        raise _Stopped
 
 
 def _write(folder: Path, name: str, array: np.ndarray) -> None:
-    if array.dtype in (np.uint8, np.uint16) and (array.ndim == 2 or (array.ndim == 3 and array.shape[0] == 3)):
-        pixels = array if array.ndim == 2 else array.transpose(1, 2, 0)
-        io.imsave(folder / f"{name}.png", pixels, check_contrast=False)
-    else:
-        np.save(folder / f"{name}.npy", array)
+    is_picture = array.dtype in (np.uint8, np.uint16) and (array.ndim == 2 or (array.ndim == 3 and array.shape[0] == 3))
+    path = folder / f"{name}.{'png' if is_picture else 'npy'}"
+    try:
+        if is_picture:
+            io.imsave(path, array if array.ndim == 2 else array.transpose(1, 2, 0), check_contrast=False)
+        else:
+            np.save(path, array)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror or error}); make room") from error

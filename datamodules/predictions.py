@@ -10,8 +10,40 @@ from skimage.measure import label, regionprops_table
 
 from datamodules.io import Picture
 from datamodules.reading import Reading
-from framework.errors import DataError
-from framework.instances import objects_of
+from datamodules.unfinished import refuse_existing, writing
+from framework.blocks import ArrayPlane, blocks, label_objects
+from framework.instances import FROM_BORDER, Growth, objects_of
+
+#: pixels from which on objects are looked for block by block
+LARGE = 2**22
+
+
+def growth_of(reading: Reading) -> Growth | None:
+    """How classes become objects; None: a mask's values are what is wanted."""
+    return FROM_BORDER if reading.masks_are == "instances" else None
+
+
+def objects_in(classes: np.ndarray, reading: Reading) -> np.ndarray:
+    """(H, W) classes -> (H, W) objects 1, 2, ...; of a large picture block by block, which takes less memory."""
+    if classes.size <= LARGE:
+        return objects_of(classes)
+    growth = growth_of(reading)
+    assert growth is not None
+    height, width = classes.shape
+    scratch = ArrayPlane(np.zeros((height, width), np.uint32))
+    objects = label_objects(ArrayPlane(classes), (height, width), scratch, growth)
+    out = np.zeros((height, width), np.min_scalar_type(objects.count))
+    for y0, y1, x0, x1 in blocks((height, width)):
+        out[y0:y1, x0:x1] = objects.read(y0, y1, x0, x1)
+    return out
+
+
+def values_of(classes: np.ndarray, reading: Reading) -> np.ndarray:
+    """Mask values of class positions, in the smallest type of all labels."""
+    if reading.colors is not None:
+        return classes.astype(np.uint8)
+    labels = np.asarray(reading.labels)
+    return labels.astype(np.min_scalar_type(labels.max()) if labels.min() >= 0 else labels.dtype)[classes]
 
 
 def label_image(classes: np.ndarray, reading: Reading, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -25,43 +57,55 @@ def label_image(classes: np.ndarray, reading: Reading, size: tuple[int, int] | N
     Returns:
         (H, W) uint8, uint16 or uint32.
     """
-    if reading.masks_are == "instances":
-        values = objects_of(classes)
-    elif reading.colors is not None:
-        values = classes
-    else:
-        labels = np.asarray(reading.labels)
-        values = labels.astype(np.min_scalar_type(labels.max()) if labels.min() >= 0 else labels.dtype)[classes]
-    if size is not None and reading.downscale > 1:
-        values = values.repeat(reading.downscale, 0).repeat(reading.downscale, 1)
-        more = [(0, max(0, n - m)) for n, m in zip(size, values.shape, strict=True)]
-        values = np.pad(values, more, mode="edge")[: size[0], : size[1]]
+    values = objects_in(classes, reading) if reading.masks_are == "instances" else values_of(classes, reading)
+    if size is not None:
+        values = enlarged(values, reading, size)
     kind = np.min_scalar_type(int(values.max(initial=0))) if int(values.min(initial=0)) >= 0 else values.dtype
     return values.astype(kind)
 
 
-def write_label_image(path: Path, labels: np.ndarray, pixel_size: tuple[float, float] | None) -> None:
+def enlarged(values: np.ndarray, reading: Reading, size: tuple[int, int]) -> np.ndarray:
+    """(h, w) of a picture that was made `reading.downscale` times smaller -> (H, W), the edge repeated."""
+    if reading.downscale == 1:
+        return values
+    values = values.repeat(reading.downscale, 0).repeat(reading.downscale, 1)
+    more = [(0, max(0, n - m)) for n, m in zip(size, values.shape, strict=True)]
+    return np.pad(values, more, mode="edge")[: size[0], : size[1]]
+
+
+def write_label_image(
+    path: Path, labels: np.ndarray, pixel_size: tuple[float, float] | None, replace: bool = False
+) -> None:
     """A compressed TIFF with axes YX, with the pixel size where it is known.
+
+    Args:
+        path: the file.
+        labels: (H, W).
+        pixel_size: (y, x) in micrometres.
+        replace: whether the file may be there.
 
     Raises:
         DataError: the file is there already, or cannot be written.
     """
-    if path.exists():
-        raise DataError(f"{path} is there already, and no file is replaced; give another folder or move it")
-    resolution: dict[str, Any] = {}
-    if pixel_size is not None:
-        resolution = {"resolution": (1e4 / pixel_size[1], 1e4 / pixel_size[0]), "resolutionunit": "CENTIMETER"}
+    if not replace:
+        refuse_existing(path)
     part = path.with_name(f".{path.name}.part")
     try:
-        tifffile.imwrite(
-            part, labels, compression="zlib", photometric="minisblack", metadata={"axes": "YX"}, **resolution
-        )
-        part.replace(path)
-    except OSError as error:
+        with writing(path):
+            tifffile.imwrite(
+                part, labels, compression="zlib", photometric="minisblack", metadata={"axes": "YX"},
+                **resolution_tags(pixel_size),
+            )  # fmt: skip
+            part.replace(path)
+    finally:
         part.unlink(missing_ok=True)
-        raise DataError(
-            f"{path} cannot be written ({error.strerror or error}); make room or give another folder"
-        ) from error
+
+
+def resolution_tags(pixel_size: tuple[float, float] | None) -> dict[str, Any]:
+    """What tifffile wants of a pixel size (y, x) in micrometres."""
+    if pixel_size is None:
+        return {}
+    return {"resolution": (1e4 / pixel_size[1], 1e4 / pixel_size[0]), "resolutionunit": "CENTIMETER"}
 
 
 def measure(labels: np.ndarray, image: np.ndarray, picture: Picture, reading: Reading, name: str) -> pd.DataFrame:
@@ -95,6 +139,13 @@ def measure(labels: np.ndarray, image: np.ndarray, picture: Picture, reading: Re
             for n, y, x, y2, x2 in zip(table["object"], ys, xs, table["box_2"], table["box_3"], strict=True)
         ]
         table.insert(1, "value", first)
+    return table_of(table, picture, reading, name)
+
+
+def table_of(table: pd.DataFrame, picture: Picture, reading: Reading, name: str) -> pd.DataFrame:
+    """Measurements with the sample's name in front and micrometres behind; `value` is for classes alone."""
+    if reading.masks_are == "instances":
+        table = table.drop(columns="value", errors="ignore")
     if picture.pixel_size is not None:
         high, wide = picture.pixel_size
         table["area_um2"] = table["area"] * high * wide

@@ -1,17 +1,16 @@
 """Any folder of images and masks as a data module."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.io import open_picture
+from datamodules.large import LargePicture
 from datamodules.pairing import Pair
-from datamodules.planes import image_of
-from datamodules.predictions import label_image, measure, write_label_image
+from datamodules.prediction_files import PredictionFiles
 from datamodules.reading import MasksAre, Normalize, Reading, Slices
 from datamodules.segmentation_data import Augmentation, SegmentationFiles
 from datamodules.splits import Splits
@@ -118,7 +117,8 @@ class SegmentationDataModule(BaseDataModule):
         self.splits = Splits(self.root, **files, train_images=train_images, fold=fold, folds=folds)
         self.crop, self.cache = crop, cache
         self.augmentation = Augmentation(flip=flip, rotate=rotate, scale=scale, elastic=elastic, intensity=intensity)
-        self._measured: list[pd.DataFrame] = []
+        self._wanted: tuple[Path, Mapping[str, Any], Callable[[], dict[str, Any]]] | None = None
+        self._files: PredictionFiles | None = None
 
     # ------------------------------------------------------------------ datasets
 
@@ -211,20 +211,39 @@ class SegmentationDataModule(BaseDataModule):
 
     # ------------------------------------------------------------------ predictions
 
+    def setup(self, stage: str) -> None:
+        """Also forgets what an earlier prediction has left out."""
+        if stage == "predict":
+            self.datasets.pop("predict", None)
+            self._wanted, self._files = None, None
+        super().setup(stage)
+
+    def want_predictions(self, folder: Path, options: Mapping[str, Any], plan: Callable[[], dict[str, Any]]) -> None:
+        """For PredictionWriter: where the predictions go; the files are begun when the network is complete."""
+        self._wanted = (folder, options, plan)
+
+    def predict_dataloader(self) -> DataLoader:
+        """In order, without padding; what an earlier run has finished is left out."""
+        if self._wanted is not None:
+            folder, options, plan = self._wanted
+            dataset: Any = self.datasets["predict"]
+            batched = self.eval_batch_size > 1
+            self._files = PredictionFiles(folder, dataset.pairs, self.reading, options, plan(), batched)
+            dataset.pairs, dataset.bare = self._files.remaining(), frozenset(self._files.grids)
+            self._wanted = None
+        return super().predict_dataloader()
+
     def write_prediction(self, folder: Path, index: int, key: str, value: np.ndarray) -> bool:
         """Writes a predicted mask as `NAME_mask.tif` and measures its objects; other keys are left to the caller."""
-        if key != "mask" or value.ndim != 2:
-            return False
-        pair, reading = self._by_index()[index], self.reading
-        picture = open_picture(pair.image, reading.axes)
-        labels = label_image(value, reading, picture.size)
-        write_label_image(folder / f"{pair.name}_mask.tif", labels, picture.pixel_size)
-        image = image_of(picture, reading.channels, reading.bit_depth, reading.slices, pair.part)
-        self._measured.append(measure(labels, image, picture, reading, pair.name))
-        return True
+        return self._files is not None and self._files.write(index, key, value)
 
-    def take_measurements(self) -> list[dict[str, Any]]:
-        """The rows of `objects.csv` of all masks written since the last call."""
-        rows = [row for table in self._measured for row in table.to_dict("records")]
-        self._measured = []
-        return rows
+    def large_prediction(self, index: int) -> LargePicture:
+        """A picture that is predicted by windows."""
+        assert self._files is not None
+        return self._files.large(index)
+
+    def end_predictions(self, complete: bool) -> None:
+        """Writes `objects.csv`, or leaves what is done for another time."""
+        if self._files is not None:
+            self._files.end(complete)
+            self._files = None

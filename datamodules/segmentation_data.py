@@ -154,6 +154,8 @@ class SegmentationFiles(Dataset):
         with_objects: bool = False,
     ) -> None:
         self.with_objects = with_objects
+        #: `index` of the pictures that are read by windows, by somebody else: of them a sample has nothing more
+        self.bare: frozenset[int] = frozenset()
         self.pairs = list(pairs)
         self.reading, self.augmentation, self.crop, self.seed = reading, augmentation, crop, seed
         self.room = (np.inf if cache else 0) if isinstance(cache, bool) else cache * 2**20
@@ -170,6 +172,8 @@ class SegmentationFiles(Dataset):
     def __getitem__(self, place: int) -> dict[str, Tensor]:
         """`image` float32 (C, H, W), `mask` int64 (H, W) where there is one, `index` int64; `objects` int64 (H, W)."""
         pair = self.pairs[place]
+        if pair.index in self.bare:
+            return {"index": torch.tensor(pair.index)}
         image, mask, depth = self._files(int(place))
         if self.augmentation is not None and mask is not None:
             rng = np.random.default_rng([self.seed, getattr(place, "epoch", 0), pair.index])

@@ -16,6 +16,14 @@ Window = Callable[[int, int, int, int], np.ndarray]
 BAND = 2**22
 
 
+def has_windows(picture: Picture, reading: Reading) -> bool:
+    """Whether `windows` can be had of a picture."""
+    if picture.window is None or reading.downscale > 1 or reading.slices == "each":
+        return False
+    mixed = reading.channels == 1 and (picture.colour or picture.palette is not None)
+    return reading.normalize != "percentile" or (0 < picture.bits <= 16 and not mixed)
+
+
 def windows(picture: Picture, reading: Reading) -> Window | None:
     """A function (y0, y1, x0, x1) -> (N, h, w) float32, normalised as the whole picture would be.
 
@@ -29,7 +37,7 @@ def windows(picture: Picture, reading: Reading) -> Window | None:
     Returns:
         None where this cannot be: a format without windows, `downscale`, percentiles of floats or of grey from colours.
     """
-    if picture.window is None or reading.downscale > 1 or reading.slices == "each":
+    if not has_windows(picture, reading):
         return None
 
     def raw(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 A class has a protocol when it has its methods; nothing is to be inherited or registered.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -91,6 +91,36 @@ class HasPreprocessing(Protocol):
         ...
 
 
+class Large(Protocol):
+    """A picture that is predicted tile by tile: what WritesPredictions hands to PredictionWriter."""
+
+    name: str
+    size: tuple[int, int]
+    #: (y0, y1, x0, x1) -> (N, h, w) float32, as the network wants it
+    read: Callable[[int, int, int, int], np.ndarray]
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """How many tiles are done, and how many there are."""
+        ...
+
+    def is_done(self, y0: int, x0: int) -> bool:
+        """Whether the tile that begins there is."""
+        ...
+
+    def put(self, y0: int, x0: int, classes: np.ndarray, probabilities: np.ndarray | None) -> None:
+        """Keeps a tile."""
+        ...
+
+    def parts(self) -> int:
+        """How often `finish` calls `step`."""
+        ...
+
+    def finish(self, step: Callable[[], None]) -> None:
+        """Writes the files; what `step` raises leaves the tiles for another time."""
+        ...
+
+
 @runtime_checkable
 class HasInputContract(Protocol):
     """A data module that can say how its pictures became samples: kept in checkpoints, told in exported files."""
@@ -104,12 +134,27 @@ class HasInputContract(Protocol):
 class WritesPredictions(Protocol):
     """A data module that knows how its predictions are to be written: PredictionWriter."""
 
+    def want_predictions(self, folder: Path, options: Mapping[str, Any], plan: Callable[[], dict[str, Any]]) -> None:
+        """Called in `setup`.
+
+        Args:
+            folder: where they go.
+            options: `probabilities`, `overlays`, and `grid`: size -> (side, rows, columns) of the tiles of a picture
+                that is to be read by windows, None for one that is read as a whole.
+            plan: plain values that say with what is predicted; asked when the network is complete.
+        """
+        ...
+
     def write_prediction(self, folder: Path, index: int, key: str, value: np.ndarray) -> bool:
         """Writes one sample's prediction; False leaves it to the caller."""
         ...
 
-    def take_measurements(self) -> list[dict[str, Any]]:
-        """Rows of `objects.csv` that have come together since the last call."""
+    def large_prediction(self, index: int) -> Large:
+        """A sample that came without an `image`."""
+        ...
+
+    def end_predictions(self, complete: bool) -> None:
+        """The end on every rank; `complete`: all is written, so that tables can be put together."""
         ...
 
 
@@ -152,6 +197,24 @@ class MeasuresSamples(Protocol):
 
     def sample_figures(self, samples: Sequence[Any], titles: Sequence[str]) -> Mapping[str, Figure]:
         """Figures by name of samples of the dataset, each under its title."""
+        ...
+
+
+@runtime_checkable
+class PredictsInTiles(Protocol):
+    """A module that predicts pictures larger than memory: PredictionWriter."""
+
+    #: whether `predict_step` also gives `probabilities`
+    predict_probabilities: bool
+
+    def tile_grid(self, size: tuple[int, int]) -> tuple[int, int, int] | None:
+        """Side of a tile, and rows and columns of them; None: the picture is looked at as a whole."""
+        ...
+
+    def in_tiles(
+        self, read: Callable[[int, int, int, int], np.ndarray], size: tuple[int, int], skip: Callable[[int, int], bool]
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """First row, first column and logits (C, h, w) of every tile that is not to be skipped."""
         ...
 
 

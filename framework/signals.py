@@ -63,6 +63,11 @@ _flag = _Flag()
 _failure: tuple[int, int, str] | None = None
 
 
+def arrived() -> bool:
+    """Whether a signal has come that all ranks will agree on behind this step: what takes long may leave off."""
+    return bool(_flag.signum)
+
+
 def failure_elsewhere() -> tuple[int, int, str] | None:
     """(rank, exit status, message) of the rank that failed first, when it was another one."""
     return _failure

@@ -49,6 +49,7 @@ def tiled(
     stride: int,
     reach: int,
     tile: TileSize = "auto",
+    skip: Callable[[int, int], bool] | None = None,
 ) -> Iterator[tuple[tuple[int, int, int, int], Tensor]]:
     """The logits of a picture, tile by tile, equal to those of the whole up to rounding.
 
@@ -62,6 +63,7 @@ def tiled(
         stride: of the network.
         reach: of the network.
         tile: side of a tile; `auto`; None: the whole picture at once.
+        skip: (first row, first column) -> True for tiles that are not wanted.
 
     Yields:
         (y0, y1, x0, x1), and their logits (C, y1 - y0, x1 - x0); together they cover the picture once.
@@ -75,6 +77,8 @@ def tiled(
     padded = _multiple(height, stride), _multiple(width, stride)
     for one in tiles(padded, tile_side(tile, size), reach, stride):
         y0, y1, x0, x1 = one.seen
+        if skip is not None and skip(one.kept[0], one.kept[2]):
+            continue
         image = read(y0, min(y1, height), x0, min(x1, width))
         if y1 > height or x1 > width:
             image = F.pad(image, (0, max(0, x1 - width), 0, max(0, y1 - height)), mode="reflect")
@@ -82,6 +86,15 @@ def tiled(
         top, below, left, right = one.kept
         below, right = min(below, height), min(right, width)
         yield (top, below, left, right), logits[:, top - y0 : below - y0, left - x0 : right - x0]
+
+
+def tile_grid(size: tuple[int, int], tile: TileSize, stride: int) -> tuple[int, int, int] | None:
+    """Side of a tile as `tiled` takes it, and rows and columns of them; None for a picture that is one tile."""
+    side = tile_side(tile, size)
+    if side >= max(size):
+        return None
+    side = _multiple(side, stride)
+    return side, -(-size[0] // side), -(-size[1] // side)
 
 
 def tile_side(tile: TileSize, size: tuple[int, int]) -> int:

@@ -63,24 +63,40 @@ class Strided(Protocol):
         ...
 
 
-def predicted_classes(method: nn.Module, image: Tensor, network: Strided, tile: TileSize) -> Tensor:
-    """(B, N, H, W) pictures -> (B, H, W) uint8, the most probable class of every pixel; in tiles where they are large.
+def predicted(
+    method: nn.Module, image: Tensor, network: Strided, tile: TileSize, probabilities: bool = False
+) -> dict[str, Tensor]:
+    """The most probable class of every pixel; in tiles where pictures are large.
 
     Args:
         method: (B, N, h, w) -> (B, C, h, w) logits.
         image: the pictures.
         network: of the method; it knows its stride and its reach.
         tile: side of a tile, `auto`, or None for the whole picture.
+        probabilities: whether they are wanted too.
+
+    Returns:
+        `mask` uint8 (B, H, W), and `probabilities` float32 (B, C, H, W) on the CPU.
     """
     height, width = image.shape[-2:]
     if tile_side(tile, (height, width)) >= max(height, width):
-        return method(image).argmax(1).to(torch.uint8)
-    classes = torch.empty(len(image), height, width, dtype=torch.uint8)
-    for one, out in zip(image.split(1), classes, strict=True):
+        logits = method(image)
+        classes = {"mask": logits.argmax(1).to(torch.uint8)}
+        return {**classes, "probabilities": logits.float().softmax(1).cpu()} if probabilities else classes
+    mask = torch.empty(len(image), height, width, dtype=torch.uint8)
+    shares: list[Tensor] = []
+    for one, out in zip(image.split(1), mask, strict=True):
         parts = tiled(method, _reader(one), (height, width), network.stride, network.reach, tile)
+        share = None
         for (y0, y1, x0, x1), logits in parts:
             out[y0:y1, x0:x1] = logits.argmax(0)
-    return classes.to(image.device)
+            if probabilities:
+                share = torch.empty(len(logits), height, width) if share is None else share
+                share[:, y0:y1, x0:x1] = logits.float().softmax(0)
+        if share is not None:
+            shares.append(share)
+    classes = {"mask": mask.to(image.device)}
+    return {**classes, "probabilities": torch.stack(shares)} if probabilities else classes
 
 
 def _reader(image: Tensor) -> Callable[[int, int, int, int], Tensor]:

@@ -1,6 +1,6 @@
 """What the methods that give every pixel a class share: arguments, prediction in tiles, and what a test measures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,8 +14,8 @@ from framework.instances import objects_of
 from framework.method import BaseMethod, Batch
 from framework.metrics import InstanceFigure, Matches, instance_figures, match_objects
 from framework.metrics.segmentation import confusion_counts
-from framework.tiling import TileSize
-from models.segmentation import check_classes, predicted_classes
+from framework.tiling import TileSize, tile_grid, tiled
+from models.segmentation import check_classes, predicted
 
 
 class SegmentationMethod(BaseMethod):
@@ -35,6 +35,8 @@ class SegmentationMethod(BaseMethod):
 
     monitor_mode = "max"
     network: Any
+    #: whether `predict_step` also gives probabilities
+    predict_probabilities: bool = False
     #: of a test: index, counts of every sample, matches of every sample
     _samples: Sequence[tuple[Tensor | None, list[Tensor], list[Matches] | None]] = ()
 
@@ -130,5 +132,33 @@ class SegmentationMethod(BaseMethod):
     # ------------------------------------------------------------------ prediction
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """`mask` uint8 (B, H, W) under the samples' `index`."""
-        return {"index": batch["index"], "mask": predicted_classes(self, batch["image"], self.network, self.tile)}
+        """`mask` uint8 (B, H, W) under the samples' `index`, and `probabilities` float32 (B, C, H, W) if wanted.
+
+        Of samples without an `image`, which PredictionWriter looks at by windows, only the `index`.
+        """
+        if "image" not in batch:
+            return {"index": batch["index"]}
+        found = predicted(self, batch["image"], self.network, self.tile, self.predict_probabilities)
+        return {"index": batch["index"], **found}
+
+    def tile_grid(self, size: tuple[int, int]) -> tuple[int, int, int] | None:
+        """For PredictionWriter: side of a tile, and rows and columns of them; None: it is looked at as a whole."""
+        return tile_grid(size, self.tile, self.network.stride)
+
+    def in_tiles(
+        self, read: Callable[[int, int, int, int], np.ndarray], size: tuple[int, int], skip: Callable[[int, int], bool]
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """For PredictionWriter: first row, first column and logits (C, h, w) of every tile that is not to be skipped.
+
+        Args:
+            read: (y0, y1, x0, x1) -> (N, y1 - y0, x1 - x0).
+            size: (H, W).
+            skip: (first row, first column) -> whether the tile is not wanted.
+        """
+        network = self.network
+
+        def window(*where: int) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(read(*where), np.float32))[None].to(self.device)
+
+        for (y0, _, x0, _), logits in tiled(self, window, size, network.stride, network.reach, self.tile, skip):
+            yield y0, x0, logits

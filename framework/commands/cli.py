@@ -227,8 +227,8 @@ class FrameworkCLI(LightningCLI):
     def after_predict(self) -> None:
         """Says where the predictions are."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, callbacks.PredictionWriter):
-                say(f"predictions: {callback.folder}")
+            if isinstance(callback, callbacks.PredictionWriter):  # forked ranks have decided the folder, not this one
+                say(f"predictions: {getattr(callback, 'folder', callback.output_dir or self.trainer.default_root_dir)}")
 
 
 def contracts_for(model: LightningModule) -> list[Callback]:
