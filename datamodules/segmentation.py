@@ -70,6 +70,10 @@ class SegmentationDataModule(BaseDataModule):
         DataError: folders or files that are missing or broken.
     """
 
+    #: what PredictionWriter wants, and the files that it is given
+    _wanted: tuple[Path, Mapping[str, Any], Callable[[], dict[str, Any]]] | None = None
+    _files: PredictionFiles | None = None
+
     def __init__(
         self,
         root: str,
@@ -117,8 +121,6 @@ class SegmentationDataModule(BaseDataModule):
         self.splits = Splits(self.root, **files, train_images=train_images, fold=fold, folds=folds)
         self.crop, self.cache = crop, cache
         self.augmentation = Augmentation(flip=flip, rotate=rotate, scale=scale, elastic=elastic, intensity=intensity)
-        self._wanted: tuple[Path, Mapping[str, Any], Callable[[], dict[str, Any]]] | None = None
-        self._files: PredictionFiles | None = None
 
     # ------------------------------------------------------------------ datasets
 

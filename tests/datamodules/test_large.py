@@ -15,7 +15,8 @@ import tifffile
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
+from rich.progress import Progress
 from skimage import io
 
 from callbacks import PredictionWriter
@@ -248,6 +249,37 @@ def test_a_full_disk_is_one_message(folder: Path, tile: int | None, most: int) -
             os._exit(5 if text in str(error) else 6)
 
     assert in_a_fork(fills) == 5
+
+
+@pytest.mark.parametrize("kind", [RichProgressBar, TQDMProgressBar])
+def test_a_bar_counts_the_tiles(
+    folder: Path, kind: type[Callback], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps: dict[str, int] = {}
+    names: dict[Any, str] = {}
+    add, update = Progress.add_task, Progress.update
+
+    def added(self: Progress, description: str, *arguments: Any, **more: Any) -> Any:
+        task = add(self, description, *arguments, **more)
+        names[task] = description
+        return task
+
+    def updated(self: Progress, task: Any, **more: Any) -> None:
+        steps[names[task]] = steps.get(names[task], 0) + more.get("advance", 0)
+        update(self, task, **more)
+
+    monkeypatch.setattr(Progress, "add_task", added)
+    monkeypatch.setattr(Progress, "update", updated)
+    writer = PredictionWriter(str(folder / "out"))
+    trainer = Trainer(**{**QUIET, "enable_progress_bar": True}, callbacks=[writer, kind()], default_root_dir=folder)
+    trainer.predict(network(), data_of(folder), return_predictions=False)
+    tiles = {f"tiles of {name}": -(-(150 + 7 * i) // 48) * -(-190 // 48) for i, name in enumerate(KINDS)}
+    if kind is RichProgressBar:
+        assert {name: steps[name] for name in tiles} == tiles
+        assert steps["objects of mapped"] == 2 * 3 * 3
+    else:
+        shown = capsys.readouterr().err
+        assert all(f"{name}: " in shown for name in tiles)
 
 
 def test_a_plane_holds_windows(tmp_path: Path) -> None:

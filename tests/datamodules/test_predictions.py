@@ -12,10 +12,12 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from callbacks import PredictionWriter
-from datamodules import SegmentationDataModule
+from datamodules import SegmentationDataModule, predictions
 from datamodules.masks import instance_classes
-from datamodules.predictions import label_image, write_label_image
+from datamodules.overlay import overlay, step_of
+from datamodules.predictions import label_image, objects_in, write_label_image
 from datamodules.reading import Reading
+from framework import blocks
 from framework.errors import ConfigError, DataError
 from framework.instances import objects_of
 from models import KMUNet, KOriginsSegmentation
@@ -43,6 +45,31 @@ def test_watershed_gives_the_objects_back() -> None:
         own = found == np.bincount(found[objects == n]).argmax()
         assert (own & (objects == n)).sum() / (own | (objects == n)).sum() > 0.9
     assert np.array_equal(found > 0, instance_classes(objects, 1) > 0)
+
+
+def test_objects_of_a_large_picture_are_found_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = instance_classes(np.tile(discs(), (3, 2)), 1)
+    whole = objects_in(classes, Reading(masks_are="instances"))
+    assert whole.max() == 6 * 5
+    monkeypatch.setattr(predictions, "LARGE", 100)
+    monkeypatch.setattr(blocks, "BLOCK", 48)
+    assert np.array_equal(objects_in(classes, Reading(masks_are="instances")), whole)
+
+
+def test_overlays_show_every_object_and_class() -> None:
+    image, objects = np.full((1, 64, 64), 7.0), discs()
+    drawn = overlay(image, objects)
+    assert drawn.shape == (64, 64, 3)
+    assert drawn.dtype == np.uint8
+    ground = drawn[objects == 0]
+    assert (ground == ground[0]).all()
+    assert (ground[0] == ground[0, 0]).all()  # grey
+    colours = [drawn[objects == n] for n in range(1, 6)]
+    assert len({tuple(map(tuple, np.unique(c, axis=0))) for c in colours}) == 5
+    assert all(len(np.unique(c, axis=0)) == 2 for c in colours)  # filled, and a line along the edge
+    wide = overlay(np.random.default_rng(0).random((3, 5, 9)), np.zeros((5, 9), int))
+    assert wide.reshape(-1, 3).std(0).min() > 0  # in colour
+    assert [step_of(size) for size in ((10, 2048), (2049, 3), (12000, 12000))] == [1, 2, 6]
 
 
 def test_label_values_come_back_in_the_smallest_type_and_the_images_size() -> None:
