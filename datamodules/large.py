@@ -173,8 +173,8 @@ class LargePicture:
             sums.add(y0, x0, labels, image, values)
             if shrunk is not None:
                 shrunk.put(y0, x0, image, classes)
+            step()  # before: nobody asks for more than the last tile
             yield values
-            step()
 
     def _intensities(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         part = cropped(self.picture, y0, y1, x0, x1)

@@ -9,7 +9,8 @@ from framework.figures.style import PALETTE
 #: longest side of an overlay; larger pictures are drawn at every second, third, ... pixel
 SIDE = 2048
 
-FILL = 0.25
+#: how much of the colour there is inside of an object
+FILL = 0.35
 
 
 def step_of(size: tuple[int, int]) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
 from framework.errors import DataError
@@ -95,7 +96,7 @@ def instance_panel(
             (axes[row, 1], true, true_pairs, MISSED),
             (axes[row, 2], said, said_pairs, FALSE),
         ):
-            lines = find_boundaries(np.maximum(labels, 0), mode="inner")
+            lines = _edges(np.maximum(labels, 0))
             hit = lines & np.isin(labels, pairs)
             axis.imshow(_painted([(hit, HIT), (lines & ~hit, alone)]), interpolation="nearest")
             count = len(np.unique(labels[labels > 0]))
@@ -107,6 +108,13 @@ def instance_panel(
     handles = [Patch(facecolor=color, label=name) for name, color in shades]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
+
+
+def _edges(labels: np.ndarray) -> np.ndarray:
+    """(H, W) bool: the objects' edges inside of them, as thick as it takes to be seen in a picture of that size."""
+    lines = find_boundaries(labels, mode="inner")
+    thick = round(max(labels.shape) / 250)
+    return ndimage.binary_dilation(lines, iterations=thick - 1) & (labels > 0) if thick > 1 else lines
 
 
 def _painted(parts: Sequence[tuple[np.ndarray, str]]) -> np.ndarray:
