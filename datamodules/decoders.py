@@ -68,7 +68,7 @@ def _tiff(path: Path) -> Picture:
             palette=_tiff_palette(page) if kind == "PALETTE" else None,
             white_is_zero=kind == "MINISWHITE",
             pixel_size=_tiff_pixel_size(file, page),
-            window=_tiff_window(path, axes) if plain else None,
+            window=_tiff_window(path) if plain else None,
         )
 
 
@@ -121,14 +121,12 @@ def _tiff_decoder(path: Path, turned: Callable[[np.ndarray], np.ndarray], cmyk: 
     return decode
 
 
-def _tiff_window(path: Path, axes: str) -> Callable[[int, int, int, int], np.ndarray]:
-    """Rows and columns: of the mapped file where it is not compressed, else of the tiles or strips that hold them."""
+def _tiff_window(path: Path) -> Callable[[tuple[slice, ...]], np.ndarray]:
+    """A part of the mapped file where it is not compressed, else of the tiles or strips that hold it."""
 
-    def window(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    def window(where: tuple[slice, ...]) -> np.ndarray:
         import tifffile
 
-        sides = {"Y": slice(y0, y1), "X": slice(x0, x1)}
-        where = tuple(sides.get(a, slice(None)) for a in axes)
         with contextlib.suppress(ValueError):  # compressed
             return np.array(tifffile.memmap(path, mode="r")[where])
         try:
@@ -205,14 +203,10 @@ def _zarr(path: Path) -> Picture:
         if sizes.get("y") and sizes.get("x"):
             pixel_size = sizes["y"], sizes["x"]
 
-    def window(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        where = {"Y": slice(y0, y1), "X": slice(x0, x1)}
-        return np.asarray(array[tuple(where.get(a, slice(None)) for a in axes)])
-
     dtype = np.dtype(array.dtype)
     return Picture(
         path, tuple(array.shape), axes, dtype, _bits(dtype), lambda: np.asarray(array[...]), pixel_size=pixel_size,
-        window=window,
+        window=lambda where: np.asarray(array[where]),
     )  # fmt: skip
 
 
@@ -220,7 +214,8 @@ def _npy(path: Path) -> Picture:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     axes = "YX" if array.ndim == 2 else "Q" * array.ndim
     return Picture(
-        path, array.shape, axes, array.dtype, _bits(array.dtype), lambda: np.load(path, allow_pickle=False)
+        path, array.shape, axes, array.dtype, _bits(array.dtype), lambda: np.load(path, allow_pickle=False),
+        window=lambda where: np.array(np.load(path, mmap_mode="r", allow_pickle=False)[where]),
     )  # fmt: skip
 
 

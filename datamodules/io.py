@@ -50,7 +50,7 @@ class Picture:
         white_is_zero: a TIFF whose 0 is shown white.
         pixel_size: (y, x) in micrometres; None where the file does not say.
         decode: reads the pixels.
-        window: reads rows and columns [y0, y1), [x0, x1) of all other axes; None: the format cannot.
+        window: reads a part of the pixels, given a slice for each axis; None: the format cannot.
     """
 
     path: Path
@@ -64,12 +64,21 @@ class Picture:
     palette: np.ndarray | None = None
     white_is_zero: bool = False
     pixel_size: tuple[float, float] | None = None
-    window: Callable[[int, int, int, int], np.ndarray] | None = None
+    window: Callable[[tuple[slice, ...]], np.ndarray] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width)."""
         return self.shape[self.axes.index("Y")], self.shape[self.axes.index("X")]
+
+    def cropped(self, y0: int, y1: int, x0: int, x1: int) -> "Picture":
+        """Rows [y0, y1) and columns [x0, x1) as a picture, of which only they are read where there is a `window`."""
+        sides = {"Y": slice(y0, y1), "X": slice(x0, x1)}
+        where = tuple(sides.get(a, slice(None)) for a in self.axes)
+        shape = tuple(len(range(n)[part]) for n, part in zip(self.shape, where, strict=True))
+        read, decode = self.window, self.decode
+        part = (lambda: read(where)) if read is not None else (lambda: decode()[where])
+        return replace(self, shape=shape, decode=part, window=None)
 
     def pixels(self) -> np.ndarray:
         """The pixels as they are stored, in the order of `axes`.

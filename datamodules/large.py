@@ -16,7 +16,7 @@ from datamodules.planes import image_of
 from datamodules.predictions import growth_of, resolution_tags, table_of, values_of
 from datamodules.reading import Reading
 from datamodules.unfinished import FilePlane, Unfinished, writing
-from datamodules.windows import cropped, windows
+from datamodules.windows import windows
 from framework import blocks
 from framework.blocks import Objects, ObjectSums, label_objects, label_seeds
 from framework.distributed import say
@@ -177,7 +177,7 @@ class LargePicture:
             yield values
 
     def _intensities(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        part = cropped(self.picture, y0, y1, x0, x1)
+        part = self.picture.cropped(y0, y1, x0, x1)
         return image_of(part, self.reading.channels, self.reading.bit_depth, self.reading.slices)
 
     def _write_probabilities(self) -> Path:

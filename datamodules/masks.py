@@ -6,39 +6,68 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from datamodules.augmentation import Box, cut
 from datamodules.io import Picture, open_picture
 from datamodules.planes import plane
 from datamodules.reading import Reading
 from framework.errors import DataError
+from framework.levels import distance_levels
 
 #: class of pixels without a label (`ignore_label`); a model counts them nowhere with `ignore_index: 255`
 IGNORED = 255
 
 
-def read_mask(paths: Sequence[Path], reading: Reading, shape: tuple[int, ...], part: int | None = None) -> np.ndarray:
+def read_mask(
+    paths: Sequence[Path], reading: Reading, shape: tuple[int, ...], part: int | None = None, box: Box | None = None
+) -> np.ndarray:
     """(H, W) uint8 class map: the position of every pixel's value in `labels`, or what `masks_are: instances` makes.
+
+    Args:
+        paths: the files.
+        reading: the input contract.
+        shape: (H, W) of the image.
+        part: number of the slice.
+        box: give only these pixels back, and read only what they need.
 
     Raises:
         DataError: not decodable, of another size than its image, or holding a value that is no label.
     """
     if reading.masks_are == "instances":
-        return instance_classes(read_instances(paths, reading, shape, part), reading.border)
+        return _instances_in(paths, reading, shape, part, box)
     if len(paths) > 1:
-        return _union([mask_values(path, reading, shape, part) for path in paths], paths, reading)
-    return _classes(mask_values(paths[0], reading, shape, part), paths[0], reading)
+        return _union([mask_values(path, reading, shape, part, box) for path in paths], paths, reading)
+    return _classes(mask_values(paths[0], reading, shape, part, box), paths[0], reading)
+
+
+def _instances_in(
+    paths: Sequence[Path], reading: Reading, shape: tuple[int, ...], part: int | None, box: Box | None
+) -> np.ndarray:
+    if reading.targets == "distance":  # an object is as large as it is
+        objects = read_instances(paths, reading, shape, part)
+        classes = distance_levels(objects, reading.levels)
+        classes[objects < 0] = IGNORED
+        return classes if box is None else cut(classes, box)
+    if box is None:
+        return instance_classes(read_instances(paths, reading, shape, part), reading.border)
+    y0, y1, x0, x1 = box
+    above, left = max(0, y0 - reading.border), max(0, x0 - reading.border)
+    around = above, min(shape[0], y1 + reading.border), left, min(shape[1], x1 + reading.border)
+    classes = instance_classes(read_instances(paths, reading, shape, part, around), reading.border)
+    return cut(classes, (y0 - above, y1 - above, x0 - left, x1 - left))
 
 
 def read_instances(
-    paths: Sequence[Path], reading: Reading, shape: tuple[int, ...], part: int | None = None
+    paths: Sequence[Path], reading: Reading, shape: tuple[int, ...], part: int | None = None, box: Box | None = None
 ) -> np.ndarray:
-    """(H, W) int64: 0 ground, 1, 2, ... objects of all files, -1 where there is no label."""
-    objects = np.zeros(shape, np.int64)
+    """(H, W) int64, or the box of it: 0 ground, 1, 2, ... objects of all files, -1 where there is no label."""
+    size = shape if box is None else (box[1] - box[0], box[3] - box[2])
+    objects = np.zeros(size, np.int64)
     for path in paths:
-        values = mask_values(path, reading, shape, part)
+        values = mask_values(path, reading, shape, part, box)
         if values.dtype.kind == "b" or reading.colors is not None:
             values = values.astype(np.int64)
         inside = values > 0
-        ignored = values == reading.ignore_label if reading.ignore_label is not None else np.zeros(shape, bool)
+        ignored = values == reading.ignore_label if reading.ignore_label is not None else np.zeros(size, bool)
         if (values < 0).any() and not bool(ignored[values < 0].all()):
             raise DataError(f"data.masks: {path} holds values below 0; an instance mask has 0 and the objects' numbers")
         ids = np.unique(values[inside & ~ignored], return_inverse=True)[1]
@@ -69,8 +98,12 @@ def instance_classes(objects: np.ndarray, border: int) -> np.ndarray:
     return classes
 
 
-def mask_values(path: Path, reading: Reading, shape: tuple[int, ...], part: int | None = None) -> np.ndarray:
+def mask_values(
+    path: Path, reading: Reading, shape: tuple[int, ...], part: int | None = None, box: Box | None = None
+) -> np.ndarray:
     """(H, W) whole numbers or bool of a file: its values, the indices of its palette, or positions in `colors`.
+
+    Of a box only its pixels. `shape` is (H, W) of the image.
 
     Raises:
         DataError: not decodable, of another size, coloured without `colors`, or holding fractions.
@@ -79,11 +112,13 @@ def mask_values(path: Path, reading: Reading, shape: tuple[int, ...], part: int 
     picture = open_picture(path, axes)
     if "C" in picture.axes and picture.shape[picture.axes.index("C")] > 1:
         raise DataError(f"data.masks: {path} has {picture.shape[picture.axes.index('C')]} channels, expected one")
-    samples = plane(picture, reading.slices, part)  # (samples, H, W)
-    if samples.shape[1:] != shape:
+    if picture.size != shape:
         raise DataError(
-            f"data.masks: {path} is {samples.shape[1:]}, its image is {shape}; masks must have their image's size"
+            f"data.masks: {path} is {picture.size}, its image is {shape}; masks must have their image's size"
         )
+    if box is not None:
+        picture = picture.cropped(*box)
+    samples = plane(picture, reading.slices, part)  # (samples, H, W)
     if reading.colors is not None and (picture.colour or picture.palette is not None):
         return _positions(_colours(picture, samples), path, reading.colors)
     values = _one_value(samples, picture)

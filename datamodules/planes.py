@@ -21,6 +21,14 @@ def count_slices(picture: Picture) -> int:
     return int(np.prod(slice_shape(picture), dtype=int))
 
 
+def count_channels(picture: Picture) -> int:
+    """Channels of a picture before any are chosen: samples and channels together, alpha left out."""
+    if picture.palette is not None:
+        return 3
+    count = int(np.prod([n for a, n in zip(picture.axes, picture.shape, strict=True) if a in "CS"], dtype=int))
+    return count - picture.alpha
+
+
 def plane(picture: Picture, slices: Slices | None = None, part: int | None = None) -> np.ndarray:
     """(channels or samples, H, W) in the file's dtype.
 

@@ -13,6 +13,7 @@ from datamodules.reading import Reading
 from datamodules.unfinished import refuse_existing, writing
 from framework.blocks import ArrayPlane, blocks, label_objects
 from framework.instances import FROM_BORDER, Growth, objects_of
+from framework.levels import from_levels
 
 #: pixels from which on objects are looked for block by block
 LARGE = 2**22
@@ -20,15 +21,17 @@ LARGE = 2**22
 
 def growth_of(reading: Reading) -> Growth | None:
     """How classes become objects; None: a mask's values are what is wanted."""
-    return FROM_BORDER if reading.masks_are == "instances" else None
+    if reading.masks_are != "instances":
+        return None
+    return FROM_BORDER if reading.targets == "border" else from_levels(reading.levels)
 
 
 def objects_in(classes: np.ndarray, reading: Reading) -> np.ndarray:
     """(H, W) classes -> (H, W) objects 1, 2, ...; of a large picture block by block, which takes less memory."""
-    if classes.size <= LARGE:
-        return objects_of(classes)
     growth = growth_of(reading)
     assert growth is not None
+    if classes.size <= LARGE:
+        return objects_of(classes, growth)
     height, width = classes.shape
     scratch = ArrayPlane(np.zeros((height, width), np.uint32))
     objects = label_objects(ArrayPlane(classes), (height, width), scratch, growth)

@@ -8,6 +8,7 @@ from framework.errors import ConfigError
 
 Normalize = Literal["zscore", "percentile", "depth", "dataset", "none"]
 MasksAre = Literal["classes", "instances"]
+Targets = Literal["border", "distance"]
 Slices = Literal["each", "max"] | int
 
 
@@ -31,6 +32,8 @@ class Reading:
     ignore_label: int | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    targets: Targets = "border"
+    levels: int = 4
 
     def __post_init__(self) -> None:
         """Refuses what cannot be.
@@ -43,6 +46,13 @@ class Reading:
             raise ConfigError(f"data.masks_are: expected classes or instances, got {self.masks_are!r}")
         if self.border < 1:
             raise ConfigError(f"data.border: expected at least 1 pixel, got {self.border}")
+        if self.targets not in get_args(Targets) or not 2 <= self.levels <= 254:
+            raise ConfigError(
+                "data.targets, data.levels: expected border or distance, and 2 to 254 levels, got "
+                f"{self.targets!r} and {self.levels}"
+            )
+        if self.targets == "distance" and self.masks_are != "instances":
+            raise ConfigError("data.targets: distance is for data.masks_are: instances")
         if len(set(self.labels)) != len(self.labels) or not 2 <= len(self.labels) <= 255:
             raise ConfigError(f"data.labels: expected 2 to 255 different mask values, got {self.labels}")
         if self.ignore_label is not None and self.ignore_label in self.labels and self.masks_are == "classes":
@@ -85,8 +95,18 @@ class Reading:
     def num_classes(self) -> int:
         """Classes of a mask, background included."""
         if self.masks_are == "instances":
-            return 3
+            return 3 if self.targets == "border" else 1 + self.levels
         return len(self.labels if self.colors is None else self.colors)
+
+    @property
+    def class_names(self) -> list[str]:
+        """What a message calls the classes."""
+        if self.masks_are != "instances":
+            kind, values = ("colour", self.colors) if self.colors else ("mask value", self.labels)
+            return [f"{c} ({kind} {value})" for c, value in enumerate(values)]
+        if self.targets == "border":
+            return ["0 (background)", "1 (inside)", "2 (border)"]
+        return ["0 (background)", *(f"{level} (distance level)" for level in range(1, 1 + self.levels))]
 
     def plain(self) -> dict[str, Any]:
         """As YAML types."""

@@ -1,20 +1,21 @@
 """Any folder of images and masks as a data module."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.io import open_picture
+from datamodules.augmentation import Augmentation
 from datamodules.large import LargePicture
 from datamodules.pairing import Pair
 from datamodules.prediction_files import PredictionFiles
-from datamodules.reading import MasksAre, Normalize, Reading, Slices
-from datamodules.segmentation_data import Augmentation, SegmentationFiles
+from datamodules.reading import MasksAre, Normalize, Reading, Slices, Targets
+from datamodules.scan import check_evaluation, check_foreground, check_training
+from datamodules.segmentation_data import SegmentationFiles
 from datamodules.splits import Splits
-from datamodules.statistics import channel_statistics, class_statistics
+from datamodules.statistics import channel_statistics, class_counts, class_statistics
 from framework.data import BaseDataModule
 from framework.distributed import say
 from framework.errors import ConfigError, DataError
@@ -52,6 +53,9 @@ class SegmentationDataModule(BaseDataModule):
         masks_are: `classes`, or `instances`: every value above 0 is an object, and the classes are background, inside
             and border between objects.
         border: pixels within which two objects make a border.
+        targets: what objects are for the network: `border` (those three classes), or `distance`: the distance to the
+            object's edge as a share of its largest, in `levels` classes beside the background.
+        levels: steps of that distance.
         normalize: `zscore`, `percentile`, `depth` (that of the file), all per image, `dataset` (mean and deviation of
             the training images) or `none` for raw intensities; all per channel.
         downscale: whole factor by which images and masks are made smaller.
@@ -61,7 +65,8 @@ class SegmentationDataModule(BaseDataModule):
         scale: largest relative change of size.
         elastic: standard deviation in pixels of an elastic deformation.
         intensity: largest relative change of contrast and brightness.
-        cache: keep decoded images in memory: true, false, or at most so many megabytes per split.
+        cache: keep decoded images in memory: true, false, or at most so many megabytes per split and loader process;
+            crops of what has no room are read as windows of the files where their format allows it.
         batch_size: images per training step and rank.
         **loading: the other arguments of `BaseDataModule`.
 
@@ -105,11 +110,14 @@ class SegmentationDataModule(BaseDataModule):
         ignore_label: int | None = Reading.ignore_label,
         masks_are: MasksAre = Reading.masks_are,
         border: int = Reading.border,
+        targets: Targets = Reading.targets,
+        levels: int = Reading.levels,
         **loading: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, **loading)
         contract: dict[str, Any] = {"channels": channels, "bit_depth": bit_depth, "axes": axes, "slices": slices}
         contract |= {"labels": list(labels), "colors": colors, "ignore_label": ignore_label, "border": border}
+        contract |= {"targets": targets, "levels": levels}
         self.reading = Reading(**contract, masks_are=masks_are, normalize=normalize, downscale=downscale)
         if crop is not None and crop < 1:
             raise ConfigError(f"data.crop: expected at least 1, got {crop}")
@@ -132,13 +140,14 @@ class SegmentationDataModule(BaseDataModule):
             raise DataError(
                 f"data: the {split} split is empty; see data.split_file, data.val_fraction, data.test_fraction"
             )
-        self._check_sizes(pairs, self.batch_size if training else self.eval_batch_size, training)
+        crop = self.crop if training else None
         if training:
+            check_training(pairs, self.reading, self.batch_size, crop)
             self._know_channels()
+        else:
+            check_evaluation(pairs, self.reading, self.eval_batch_size)
         augmentation = self.augmentation if training else None
-        return SegmentationFiles(
-            pairs, self.reading, augmentation, self.crop if training else None, self.seed, self.cache, split == "test"
-        )
+        return SegmentationFiles(pairs, self.reading, augmentation, crop, self.seed, self.cache, split == "test")
 
     def sample_name(self, index: int) -> str:
         """Name of a sample of the split that is tested or predicted: its image's, without the ending."""
@@ -148,21 +157,6 @@ class SegmentationDataModule(BaseDataModule):
     def _by_index(self, split: Literal["test", "predict"] = "predict") -> dict[int, Pair]:
         dataset: Any = self.datasets.get(split) or self.configure_dataset(split)
         return {pair.index: pair for pair in dataset.pairs}
-
-    def _check_sizes(self, pairs: Sequence[Pair], batch_size: int, training: bool) -> None:
-        """Only one size may fall into one batch. Headers alone are read here."""
-        if batch_size == 1 or (training and self.crop):
-            return
-        first = None
-        for pair in pairs:
-            size = open_picture(pair.image, self.reading.axes).size
-            first = first or size
-            if size != first:
-                key = "data.crop" if training else "data.eval_batch_size: 1"
-                raise DataError(
-                    f"data.images: {pair.image.name} is {size}, {pairs[0].image.name} is {first}; one batch needs one "
-                    f"size, give {key}"
-                )
 
     # ------------------------------------------------------------------ what is known of the data
 
@@ -181,13 +175,12 @@ class SegmentationDataModule(BaseDataModule):
             DataError: a class that no training mask holds.
         """
         self._know_channels()
-        names: Sequence[str] = ("0 (background)", "1 (inside)", "2 (border)")
-        if self.reading.masks_are != "instances":
-            kind, values = (
-                ("colour", self.reading.colors) if self.reading.colors else ("mask value", self.reading.labels)
-            )
-            names = tuple(f"{c} ({kind} {value})" for c, value in enumerate(values or ()))
-        return class_statistics(SegmentationFiles(self.splits.pairs("train", self.reading), self.reading), names)
+        files = SegmentationFiles(self.splits.pairs("train", self.reading), self.reading)
+        return class_statistics(files, self.reading.class_names)
+
+    def class_counts(self) -> np.ndarray:
+        """(C,) int64 pixels of every class in all training masks; the images are not read."""
+        return class_counts(self.splits.pairs("train", self.reading), self.reading)
 
     def _know_channels(self) -> None:
         """Mean and deviation per channel over all training images, for `normalize: dataset`."""
@@ -214,11 +207,18 @@ class SegmentationDataModule(BaseDataModule):
     # ------------------------------------------------------------------ predictions
 
     def setup(self, stage: str) -> None:
-        """Also forgets what an earlier prediction has left out."""
+        """Also forgets what an earlier prediction has left out; a fit looks for the first object in its masks.
+
+        Raises:
+            DataError: files that are broken or do not go together, or masks without any foreground.
+        """
         if stage == "predict":
             self.datasets.pop("predict", None)
             self._wanted, self._files = None, None
+        begins = stage == "fit" and "train" not in self.datasets
         super().setup(stage)
+        if begins:
+            check_foreground(self.splits.pairs("train", self.reading), self.reading)
 
     def want_predictions(self, folder: Path, options: Mapping[str, Any], plan: Callable[[], dict[str, Any]]) -> None:
         """For PredictionWriter: where the predictions go; the files are begun when the network is complete."""

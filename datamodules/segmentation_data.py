@@ -1,40 +1,19 @@
 """Samples of images and masks: reading, shrinking, normalising, and augmentation that treats both alike."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.io import open_picture
+from datamodules.augmentation import Augmentation, Box, changed, cut, draw
+from datamodules.io import Picture, open_picture
 from datamodules.masks import read_instances, read_mask
 from datamodules.pairing import Pair
-from datamodules.planes import image_of
+from datamodules.planes import count_channels, image_of
 from datamodules.reading import Reading
 from framework.errors import DataError
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Strengths of the random changes, 0 or False for none.
-
-    Attributes:
-        flip: mirror along each axis half of the time.
-        rotate: largest angle in degrees.
-        scale: largest relative change of size, e.g. 0.2 for 1 / 1.2 to 1.2.
-        elastic: standard deviation in pixels of displacements on a 3 x 3 grid, interpolated by cubic splines
-            (Ronneberger et al., arXiv 1505.04597, section 3.1).
-        intensity: largest relative change of contrast, and of brightness in units of the image's standard deviation.
-    """
-
-    flip: bool = True
-    rotate: float = 0.0
-    scale: float = 0.0
-    elastic: float = 0.0
-    intensity: float = 0.0
 
 
 def shrink(image: np.ndarray, mask: np.ndarray | None, factor: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -86,52 +65,11 @@ def normalized(image: np.ndarray, reading: Reading, bit_depth: int) -> np.ndarra
     return image / np.float32(2**bit_depth - 1) if how == "depth" else image
 
 
-def augment(
-    image: np.ndarray, mask: np.ndarray, settings: Augmentation, crop: int | None, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """One random crop, turn, size, bend and mirror for image and mask together; then contrast and brightness.
-
-    Args:
-        image: (C, H, W) float32.
-        mask: (H, W) uint8.
-        settings: strengths.
-        crop: side of the result; None keeps H and W.
-        rng: the sample's own generator.
-
-    Returns:
-        (C, h, w) float32 by linear interpolation and (h, w) uint8 by the nearest pixel, borders mirrored.
-    """
-    height, width = mask.shape
-    h, w = (crop, crop) if crop else (height, width)
-    top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    angle = np.deg2rad(rng.uniform(-settings.rotate, settings.rotate))
-    size = (1 + settings.scale) ** rng.uniform(-1, 1)
-    bends = rng.normal(0, 1, (2, 3, 3)) * settings.elastic
-    mirror = rng.integers(2, size=2) * settings.flip
-    gain, lift = rng.uniform(-1, 1, 2) * settings.intensity
-    if angle or size != 1 or settings.elastic:
-        y, x = np.meshgrid(np.arange(h) - (h - 1) / 2, np.arange(w) - (w - 1) / 2, indexing="ij")
-        turned = np.stack([np.cos(angle) * y - np.sin(angle) * x, np.sin(angle) * y + np.cos(angle) * x]) / size
-        turned += np.array([top + (h - 1) / 2, left + (w - 1) / 2])[:, None, None]
-        if settings.elastic:
-            turned += np.stack(
-                [ndimage.zoom(b, (h / 3, w / 3), order=3, grid_mode=True, mode="nearest") for b in bends]
-            )
-        image = np.stack([ndimage.map_coordinates(c, turned, order=1, mode="reflect") for c in image])
-        mask = ndimage.map_coordinates(mask, turned, order=0, mode="reflect")
-    else:
-        image, mask = image[:, top : top + h, left : left + w], mask[top : top + h, left : left + w]
-    for axis in (1, 2):
-        if mirror[axis - 1]:
-            image, mask = np.flip(image, axis), np.flip(mask, axis - 1)
-    if settings.intensity:
-        mean = image.mean((1, 2), keepdims=True)
-        image = mean + (image - mean) * (1 + gain) + lift * image.std((1, 2), keepdims=True)
-    return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(mask)
-
-
 class SegmentationFiles(Dataset):
-    """Samples from files, read when asked for and, with a cache, as long as it has room for them.
+    """Samples from files, read when asked for and, with a cache, kept as long as it has room for them.
+
+    A training crop of a picture that the cache has no room for is read as a window of its file where the format allows
+    it (uncompressed, tiled or striped TIFF, OME-Zarr, `.npy`); the sample is the same to the last bit.
 
     Args:
         pairs: the files.
@@ -174,10 +112,10 @@ class SegmentationFiles(Dataset):
         pair = self.pairs[place]
         if pair.index in self.bare:
             return {"index": torch.tensor(pair.index)}
-        image, mask, depth = self._files(int(place))
-        if self.augmentation is not None and mask is not None:
-            rng = np.random.default_rng([self.seed, getattr(place, "epoch", 0), pair.index])
-            image, mask = augment(image, mask, self.augmentation, self.crop, rng)
+        if self.augmentation is not None and pair.masks:
+            image, mask, depth = self._augmented(int(place), getattr(place, "epoch", 0), self.augmentation)
+        else:
+            image, mask, depth = self._files(int(place))
         image = normalized(image, self.reading, depth)
         sample = {"image": torch.from_numpy(np.ascontiguousarray(image, np.float32)), "index": torch.tensor(pair.index)}
         if mask is not None:
@@ -194,29 +132,64 @@ class SegmentationFiles(Dataset):
         kept = objects[: height // factor * factor, : width // factor * factor]
         return np.ascontiguousarray(kept[factor // 2 :: factor, factor // 2 :: factor])
 
+    def _augmented(self, place: int, epoch: int, settings: Augmentation) -> tuple[np.ndarray, np.ndarray | None, int]:
+        pair, picture = self.pairs[place], None
+        if place in self._kept:
+            height, width = self._kept[place][0].shape[1:]
+        else:
+            picture = open_picture(pair.image, self.reading.axes)
+            height, width = (side // self.reading.downscale for side in picture.size)
+        if min(height, width) < (self.crop or 0):
+            raise DataError(f"data.crop: {pair.image} is {(height, width)}, smaller than the crop of {self.crop}")
+        rng = np.random.default_rng([self.seed, epoch, pair.index])
+        change = draw((height, width), settings, self.crop, rng)
+        box = change.box
+        if picture is not None and picture.window is not None and not self._has_room(picture, (height, width)):
+            image, mask, depth = self._read(place, picture, box)
+        else:
+            image, mask, depth = self._files(place)
+            image, mask = cut(image, box), None if mask is None else cut(mask, box)
+        assert mask is not None
+        return *changed(image, mask, change), depth
+
+    def _has_room(self, picture: Picture, size: tuple[int, int]) -> bool:
+        reading = self.reading
+        channels = len(reading.channels) if isinstance(reading.channels, list) else reading.channels
+        each = 4 * (channels or count_channels(picture)) + 1
+        return self._used + size[0] * size[1] * each <= self.room
+
     def _files(self, place: int) -> tuple[np.ndarray, np.ndarray | None, int]:
         """Image, mask, and bits of the image's file (0 where its numbers have no depth)."""
         if place in self._kept:
             return self._kept[place]
+        sample = self._read(place, open_picture(self.pairs[place].image, self.reading.axes))
+        size = sample[0].nbytes + (0 if sample[1] is None else sample[1].nbytes)
+        if self._used + size <= self.room:
+            self._used += size
+            self._kept[place] = sample
+        return sample
+
+    def _read(self, place: int, picture: Picture, box: Box | None = None) -> tuple[np.ndarray, np.ndarray | None, int]:
+        """As `_files`, or only the box of it, which is counted in the pixels of the sample."""
         pair, reading = self.pairs[place], self.reading
-        picture = open_picture(pair.image, reading.axes)
-        image = image_of(picture, reading.channels, reading.bit_depth, reading.slices, pair.part)
         depth = picture.bits if picture.bits <= 16 else 0
         if reading.normalize == "depth" and not depth:
             raise DataError(
                 f"data.normalize: depth needs files of unsigned whole numbers of 8 or 16 bits, but {pair.image} holds "
                 f"{picture.dtype}; give zscore, percentile or none"
             )
-        mask = read_mask(pair.masks, reading, image.shape[1:], pair.part) if pair.masks else None
-        small = shrink(image, mask, reading.downscale)
-        if self.crop and self.augmentation is not None and min(small[0].shape[1:]) < self.crop:
-            raise DataError(
-                f"data.crop: {pair.image} is {small[0].shape[1:]} (after data.downscale), smaller than the crop of "
-                f"{self.crop}; give a smaller crop"
-            )
-        sample = (*small, depth)
-        size = small[0].nbytes + (0 if small[1] is None else small[1].nbytes)
-        if self._used + size <= self.room:
-            self._used += size
-            self._kept[place] = sample
-        return sample
+        size, where, columns = picture.size, None, slice(None)
+        if box is not None:
+            y0, y1, x0, x1 = where = _times(box, reading.downscale)
+            if reading.channels == 1 and (picture.colour or picture.palette is not None):
+                # the last bit of a grey value depends on its place in the row
+                columns, x0, x1 = slice(x0, x1), 0, size[1]
+            picture = picture.cropped(y0, y1, x0, x1)
+        image = image_of(picture, reading.channels, reading.bit_depth, reading.slices, pair.part)[..., columns]
+        mask = read_mask(pair.masks, reading, size, pair.part, where) if pair.masks else None
+        return *shrink(image, mask, reading.downscale), depth
+
+
+def _times(box: Box, factor: int) -> Box:
+    y0, y1, x0, x1 = (side * factor for side in box)
+    return y0, y1, x0, x1

@@ -4,7 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datamodules.segmentation_data import SegmentationFiles
+from datamodules.io import open_picture
+from datamodules.masks import read_mask
+from datamodules.pairing import Pair
+from datamodules.reading import Reading
+from datamodules.segmentation_data import SegmentationFiles, shrink
 from framework.errors import DataError
 
 
@@ -39,6 +43,18 @@ def class_statistics(
         )
     joined = [np.concatenate(v, 1).astype(np.float64) for v in values]
     return np.stack([v.mean(1) for v in joined]), np.stack([v.std(1) for v in joined])
+
+
+def class_counts(pairs: Sequence[Pair], reading: Reading) -> np.ndarray:
+    """(C,) int64 pixels of every class in the masks; of the images only the headers are read."""
+    counts = np.zeros(256, np.int64)
+    for pair in pairs:
+        size = open_picture(pair.image, reading.axes).size
+        mask = read_mask(pair.masks, reading, size, pair.part)
+        _, small = shrink(np.empty((1, *size), np.float32), mask, reading.downscale)
+        assert small is not None
+        counts += np.bincount(small.ravel(), minlength=256)
+    return counts[: reading.num_classes]
 
 
 def channel_statistics(dataset: SegmentationFiles) -> tuple[list[float], list[float]]:

@@ -41,8 +41,7 @@ def windows(picture: Picture, reading: Reading) -> Window | None:
         return None
 
     def raw(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        part = cropped(picture, y0, y1, x0, x1)
-        return image_of(part, reading.channels, reading.bit_depth, reading.slices)
+        return image_of(picture.cropped(y0, y1, x0, x1), reading.channels, reading.bit_depth, reading.slices)
 
     if reading.normalize == "percentile":
         limits = _percentiles(picture, raw)
@@ -56,15 +55,6 @@ def windows(picture: Picture, reading: Reading) -> Window | None:
         settled = replace(reading, normalize="dataset", mean=mean.tolist(), std=std.tolist())
     bits = picture.bits if picture.bits <= 16 else 0
     return lambda *where: normalized(raw(*where), settled, bits)
-
-
-def cropped(picture: Picture, y0: int, y1: int, x0: int, x1: int) -> Picture:
-    """A part of a picture, as a picture of which only that part is read."""
-    window = picture.window
-    assert window is not None
-    sides = {"Y": y1 - y0, "X": x1 - x0}
-    shape = tuple(sides.get(a, n) for a, n in zip(picture.axes, picture.shape, strict=True))
-    return replace(picture, shape=shape, decode=lambda: window(y0, y1, x0, x1), window=None)
 
 
 def _bands(picture: Picture, raw: Window) -> Iterator[np.ndarray]:

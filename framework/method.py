@@ -24,6 +24,7 @@ from framework.metrics import SampleMean
 from framework.resume import settle_epoch
 from framework.serialization import factory
 from framework.stored import StoredModule
+from framework.transfer import take_over
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,6 +56,10 @@ class BaseMethod(StoredModule):
     evaluates_untrained: bool = False
     #: arguments that a checkpoint's weights bring with them, so that nothing given with a checkpoint can change them
     decided_by_state: tuple[str, ...] = ()
+    #: a checkpoint of which whatever fits is taken over when training begins anew (`framework.transfer`)
+    initial_weights: str | None = None
+    #: beginnings of the names of what is never taken over: it belongs to the data
+    not_taken_over: tuple[str, ...] = ("metrics.",)
 
     def __init__(
         self,
@@ -112,6 +117,15 @@ class BaseMethod(StoredModule):
             data: the data module; None for a Trainer that was given loaders.
         """
 
+    def translate_weights(self, stored: dict[str, Tensor], arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Weights of another structure under the names and in the form of this one, for `initial_weights`.
+
+        Args:
+            stored: the checkpoint's state dict.
+            arguments: its hyper-parameters.
+        """
+        return stored
+
     def meet_data(self) -> None:
         """Start of a verb, called by `framework.lifecycle`: structure, then metrics; nothing of earlier verbs left."""
         with torch.inference_mode(False):
@@ -128,6 +142,8 @@ class BaseMethod(StoredModule):
             return
         with torch.inference_mode(False):
             self.initialise(self.data)
+            if self.initial_weights is not None and not evaluating:
+                take_over(self, self.initial_weights)
             if isinstance(trainer.strategy, DDPStrategy):
                 own = set(getattr(self, "_ddp_params_and_buffers_to_ignore", ()))
                 named = [*self.named_parameters(), *self.named_buffers()]

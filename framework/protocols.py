@@ -36,6 +36,15 @@ class HasClassStatistics(Protocol):
 
 
 @runtime_checkable
+class HasClassCounts(Protocol):
+    """A data module that has counted its training masks: `class_weights: balanced` of the segmenters."""
+
+    def class_counts(self) -> np.ndarray:
+        """(C,) pixels of every class."""
+        ...
+
+
+@runtime_checkable
 class HasClassNames(Protocol):
     """A data module whose labels have names: MasterKeyClassifier compares their number with its own."""
 

@@ -1,17 +1,14 @@
-"""What the methods that give every pixel a class share: losses, checks, prediction in tiles, the inference form."""
+"""What methods that give every pixel a class share beside losses: checks, prediction in tiles, the inference form."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.deploy.form import Axis, InferenceForm, Port
 from framework.errors import ConfigError
 from framework.tiling import TileSize, tile_side, tiled
-
-Loss = Literal["cross_entropy", "weighted_cross_entropy", "dice", "cross_entropy+dice", "weighted_cross_entropy+dice"]
 
 
 def check_classes(mask: Tensor, num_classes: int, ignore_index: int | None = None) -> None:
@@ -103,70 +100,11 @@ def _reader(image: Tensor) -> Callable[[int, int, int, int], Tensor]:
     return lambda y0, y1, x0, x1: image[..., y0:y1, x0:x1]
 
 
-def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int | None = None) -> Tensor:
-    """Cross-entropy averaged over the pixels that have a label; 0 where none has.
-
-    Args:
-        logits: (B, C, H, W) float32.
-        target: (B, H, W) int64.
-        ignore_index: truth of pixels without a label.
-
-    Returns:
-        scalar.
-    """
-    if ignore_index is None:
-        return F.cross_entropy(logits, target)
-    total = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum")
-    return total / (target != ignore_index).sum().clamp(min=1)
-
-
-def segmentation_loss(
-    logits: Tensor, target: Tensor, kind: Loss, class_weights: Tensor, ignore_index: int | None = None
-) -> Tensor:
-    """Cross-entropy, soft Dice, or their sum; every sample counts alike.
-
-    Args:
-        logits: (B, C, H, W) float32.
-        target: (B, H, W) int64.
-        kind: the sum's terms joined by `+`.
-        class_weights: (C,) float32 of mean 1, applied in `weighted_cross_entropy`.
-        ignore_index: truth of pixels without a label, which are in no sum and no mean.
-
-    Returns:
-        scalar. Dice is 1 - mean over samples and classes of (2 sum p t + 1) / (sum p + sum t + 1) (Milletari et al.,
-        arXiv 1606.04797, with the sums to the first power).
-    """
-    labelled = None if ignore_index is None else target != ignore_index
-    if labelled is not None:
-        target = torch.where(labelled, target, 0)
-    terms = []
-    for term in kind.split("+"):
-        if term == "dice":
-            terms.append(_soft_dice(logits, target, labelled))
-            continue
-        losses = F.cross_entropy(logits, target, reduction="none")
-        if term.startswith("weighted"):
-            losses = losses * class_weights[target]
-        if labelled is None:
-            terms.append(losses.mean())
-        else:
-            terms.append((losses * labelled).sum() / labelled.sum().clamp(min=1))
-    return torch.stack(terms).sum()
-
-
-def _soft_dice(logits: Tensor, target: Tensor, labelled: Tensor | None) -> Tensor:
-    probabilities = logits.softmax(1)
-    truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
-    if labelled is not None:
-        probabilities, truth = probabilities * labelled[:, None], truth * labelled[:, None]
-    overlap = (probabilities * truth).sum((2, 3))
-    size = probabilities.sum((2, 3)) + truth.sum((2, 3))
-    return 1 - ((2 * overlap + 1) / (size + 1)).mean()
-
-
 def class_words(preprocessing: Mapping[str, Any] | None, classes: int) -> list[str]:
     """Names of the classes as the input contract has them: label values, or kinds of pixel; else numbers."""
     known = preprocessing or {}
+    if known.get("targets") == "distance":
+        return ["background", *(f"level {level}" for level in range(1, classes))]
     if known.get("masks_are") == "instances" and classes == 3:
         return ["background", "inside", "border"]
     labels = known.get("labels") or []

@@ -5,16 +5,21 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from framework.errors import ConfigError
 from framework.figures import instance_panel, segmentation_panel
-from framework.instances import objects_of
+from framework.instances import FROM_BORDER, objects_of
+from framework.levels import from_levels
 from framework.method import BaseMethod, Batch
 from framework.metrics import InstanceFigure, Matches, instance_figures, match_objects
 from framework.metrics.segmentation import confusion_counts
+from framework.protocols import HasPreprocessing
 from framework.tiling import TileSize, tile_grid, tiled
+from models.losses import ClassWeights, Loss, balanced_weights, first_weights, segmentation_loss
 from models.segmentation import check_classes, predicted
 
 
@@ -30,11 +35,20 @@ class SegmentationMethod(BaseMethod):
         ignore_index: mask value of pixels without a label, which count in neither loss nor figures; None: all have one.
         tile: side of the tiles in which `predict` looks at large pictures; `auto`; None: never in tiles. The logits are
             those of the whole picture.
+        loss: `cross_entropy`, `weighted_cross_entropy`, `focal`, `weighted_focal`, `dice`, or a sum of them, joined by
+            `+` or as a list.
+        class_weights: (C,) for the weighted losses, used as mean 1; `balanced`: inversely proportional to the pixels of
+            every class in the training masks.
         **training: `optimizer`, `lr_scheduler` and `lr_interval` of BaseMethod.
+
+    Raises:
+        ConfigError: numbers that cannot be, no such loss, or weights that do not go with it.
     """
 
     monitor_mode = "max"
+    not_taken_over = ("metrics.", "class_weights")  # the weights of the loss belong to the data
     network: Any
+    class_weights: Tensor
     #: whether `predict_step` also gives probabilities
     predict_probabilities: bool = False
     #: of a test: index, counts of every sample, matches of every sample
@@ -47,11 +61,30 @@ class SegmentationMethod(BaseMethod):
         num_classes: int = 2,
         ignore_index: int | None = None,
         tile: TileSize = "auto",
+        loss: Loss = "cross_entropy",
+        class_weights: ClassWeights | None = None,
         **training: Any,
     ) -> None:
         super().__init__(**training)
+        if num_classes < 2 or in_channels < 1:
+            raise ConfigError(
+                f"model.num_classes, model.in_channels: expected at least 2 and 1, got {num_classes} and {in_channels}"
+            )
         self.in_channels, self.num_classes = in_channels, num_classes
         self.ignore_index, self.tile = ignore_index, tile
+        self.loss, self.balanced = loss, class_weights == "balanced"
+        weights = first_weights(loss, class_weights, num_classes)
+        # balanced ones are counted once, and then kept in checkpoints
+        self.register_buffer("class_weights", weights, persistent=self.balanced)
+
+    def initialise(self, data: LightningDataModule | None) -> None:
+        """Balanced class weights from the training masks."""
+        if self.balanced:
+            self.class_weights = balanced_weights(data, self.num_classes).to(self.class_weights)
+
+    def pixel_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The scalar loss of (B, C, H, W) logits and (B, H, W) int64 classes."""
+        return segmentation_loss(logits, target, self.loss, self.class_weights, self.ignore_index)
 
     def check(self, batch: Batch) -> None:
         """Raises ConfigError for a class that the method does not have."""
@@ -90,8 +123,11 @@ class SegmentationMethod(BaseMethod):
         self._samples = [*self._samples, (batch.get("index"), counts, matches)]
 
     def predicted_objects(self, classes: Tensor) -> list[np.ndarray]:
-        """(B, H, W) classes background, inside, border -> B label images (H, W)."""
-        return [objects_of(one) for one in classes.cpu().numpy()]
+        """(B, H, W) classes, in the terms of `data.targets` -> B label images (H, W)."""
+        data = self.data
+        how = data.preprocessing() if isinstance(data, HasPreprocessing) else self.preprocessing or {}
+        growth = from_levels(how["levels"]) if how.get("targets") == "distance" else FROM_BORDER
+        return [objects_of(one, growth) for one in classes.cpu().numpy()]
 
     def _instance_metrics(self) -> MetricCollection:
         if "test_instances" not in self.metrics:

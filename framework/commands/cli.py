@@ -102,9 +102,15 @@ class FrameworkCLI(LightningCLI):
     # ------------------------------------------------------------------ parsing
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `--name`, the run folder's name."""
+        """Adds `--name`, the run folder's name, and `--initial_weights`."""
         parser.add_argument(
             "--name", type=str | None, default=None, help="Run folder below `runs`; by default the config's name."
+        )
+        parser.add_argument(
+            "--initial_weights",
+            type=str | None,
+            default=None,
+            help="Checkpoint of which fit takes over whatever fits, to be trained further on other data.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -194,6 +200,24 @@ class FrameworkCLI(LightningCLI):
         if subcommand == "predict" and kwargs.get("return_predictions") is None:
             kwargs["return_predictions"] = False  # they are written, and would fill the memory
         return kwargs
+
+    def before_fit(self) -> None:
+        """Hands on where the weights begin.
+
+        Raises:
+            ConfigError: the model is no BaseMethod, which alone takes them.
+        """
+        path = self._get(self.config, "initial_weights")
+        if path is None:
+            return
+        if not isinstance(self.model, BaseMethod):
+            raise ConfigError(
+                f"initial_weights: expected a model that is a BaseMethod, got {type(self.model).__name__}; load them "
+                "in its own code"
+            )
+        if self.layers.checkpoint is not None:
+            say(f"initial_weights: {path} is not looked at, the weights come from {self.layers.checkpoint}")
+        self.model.initial_weights = path
 
     def before_test(self) -> None:
         """Says so when nothing that was trained is looked at."""

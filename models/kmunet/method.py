@@ -1,7 +1,7 @@
 """KM-UNet: segmentation with a U-Net whose every kernel element is a learnable B-spline function."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -18,12 +18,12 @@ from framework.metrics import overlap_metrics
 from framework.nn import KOrigins, SplineLayer, observe, spline_layers
 from framework.nn.splines.bspline import Tail
 from framework.nn.splines.expansion import Base, Implementation
-from framework.nn.splines.optimizer import map_moments
 from framework.nn.splines.options import SplineOptions
-from framework.nn.splines.stored import transfer_matrix
 from models.kmunet.inference import forms
-from models.kmunet.network import KMUNetwork, Up
-from models.segmentation import Loss, check_images, segmentation_loss
+from models.kmunet.network import Activation, KMUNetwork, Up
+from models.kmunet.weights import as_lines, convert_moments
+from models.losses import Loss, segmentation_loss
+from models.segmentation import check_images
 from models.segmenter import SegmentationMethod
 
 __all__ = ["KMUNet", "Loss", "segmentation_loss"]
@@ -47,13 +47,15 @@ class KMUNet(SegmentationMethod):
         korigins: intensities of a K-Origins layer in front, for raw 16-bit images; None: no such layer.
         baseline: null: KM-UNet; `equal_parameters`: the plain U-Net (convolution, normalisation, ReLU) whose number of
             parameters is nearest; a number: the plain U-Net of this width.
-        loss: cross-entropy, class-weighted, soft Dice, or a sum of two.
-        class_weights: (C,) for the weighted losses; used as mean 1.
+        loss: one of `SegmentationMethod`'s, or a sum.
         compile: compiles the network with torch.compile; a cold compilation takes about a minute on a CPU.
         shape: [channels, kernel height, kernel width] of every unit; written by structural pruning.
+        activation: `relu` puts the spline convolutions into the units of the plain U-Net (convolution, normalisation,
+            ReLU), so that with a trained plain U-Net as `initial_weights` training begins at its function; null:
+            normalisation, then splines, and nothing else.
         optimizer: any of torch's; with GridExtension one whose moments can be carried over.
-        **shared: `in_channels`, `num_classes`, `ignore_index`, `tile` of `SegmentationMethod`; `lr_scheduler` and
-            `lr_interval` of BaseMethod.
+        **shared: `in_channels`, `num_classes`, `ignore_index`, `tile`, `class_weights` of `SegmentationMethod`;
+            `lr_scheduler` and `lr_interval` of BaseMethod.
 
     Raises:
         ConfigError: arguments that do not go together.
@@ -79,18 +81,14 @@ class KMUNet(SegmentationMethod):
         korigins: list[float] | None = None,
         baseline: Literal["equal_parameters"] | int | None = None,
         loss: Loss = "cross_entropy+dice",
-        class_weights: list[float] | None = None,
         compile: bool = False,
         shape: list[list[int]] | None = None,
+        activation: Activation | None = None,
         optimizer: OptimizerCallable = ADAM,
         **shared: Any,
     ) -> None:
-        super().__init__(optimizer=optimizer, **shared)
+        super().__init__(optimizer=optimizer, loss=loss, **shared)
         in_channels, num_classes = self.in_channels, self.num_classes
-        _check_task(in_channels, num_classes, loss, class_weights)
-        self.loss = loss
-        weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
-        self.register_buffer("class_weights", weights / weights.mean(), persistent=False)
         self.korigins = None if korigins is None else KOrigins(in_channels, korigins)
         grids = per_stage("grid_size", grid_size, stages)
         rooms = grids if max_grid_size is None else per_stage("max_grid_size", max_grid_size, stages)
@@ -103,7 +101,7 @@ class KMUNet(SegmentationMethod):
         channels = in_channels if self.korigins is None else self.korigins.out_channels
 
         def network(width: int, chosen: Sequence[int]) -> KMUNetwork:
-            return KMUNetwork(channels, num_classes, width, stages, chosen, grids, rooms, spline, up, shape)
+            return KMUNetwork(channels, num_classes, width, stages, chosen, grids, rooms, spline, up, shape, activation)
 
         if baseline is None:
             self.network = network(width, chosen)
@@ -133,9 +131,7 @@ class KMUNet(SegmentationMethod):
         self.check(batch)
         logits = self(batch["image"])
         self._check_finite(logits, batch["image"])
-        weights = cast(Tensor, self.class_weights)
-        loss = segmentation_loss(logits.float(), batch["mask"], self.loss, weights, self.ignore_index)
-        return {"loss": loss, "preds": logits.argmax(1), "target": batch["mask"]}
+        return {"loss": self.pixel_loss(logits, batch["mask"]), "preds": logits.argmax(1), "target": batch["mask"]}
 
     def configure_metrics(self, split: Split) -> MetricCollection:
         """Dataset-level `dice` and `iou` (foreground means) and those of every class."""
@@ -189,33 +185,16 @@ class KMUNet(SegmentationMethod):
         small = self.shrunk().eval()
         return forms(small.network, small.korigins, self, self.in_channels, self.preprocessing)
 
+    def translate_weights(self, stored: dict[str, Tensor], arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+        """A plain U-Net's convolutions as splines that are lines."""
+        return as_lines(self, stored)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also converts optimizer moments of another grid; the coefficients convert themselves."""
         super().on_load_checkpoint(checkpoint)
-        for state in checkpoint.get("optimizer_states", ()):
-            self._convert_moments(checkpoint["state_dict"], state)
-
-    def _convert_moments(self, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
         order = [p for group in self.parameter_groups() for p in group["params"]]
-        indices = [i for group in optimizer["param_groups"] for i in group["params"]]
-        if len(order) != len(indices):
-            return
-        place = {id(p): i for p, i in zip(order, indices, strict=True)}
-        for name, layer in spline_layers(self).items():
-            stored = weights.get(f"{name}._extra_state")
-            moments = optimizer["state"].get(place[id(layer.coefficients)])
-            if stored is None or not moments:
-                continue
-            source = layer.stored_grid(stored, name)
-            target = layer.loading_grid(source)
-            matrix = transfer_matrix(source, target, name)
-            for key, value in moments.items():
-                if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1:] == layer.coefficients.shape[1:]:
-                    room = value.new_zeros((max(len(value), len(layer.coefficients)), *value.shape[1:]))
-                    room[: source.basis] = value[: source.basis]
-                    if matrix is not None:
-                        room = map_moments({key: room}, layer, matrix, target.size / source.size)[key]
-                    moments[key] = room[: len(layer.coefficients)]
+        for state in checkpoint.get("optimizer_states", ()):
+            convert_moments(self, order, checkpoint["state_dict"], state)
 
     # ------------------------------------------------------------------ checks
 
@@ -278,19 +257,3 @@ def first_not_finite(network: nn.Module, image: Tensor, front: nn.Module | None 
         for handle in handles:
             handle.remove()
     return f"layer network.{found[0]} gives the first NaN or infinite value" if found else "no layer repeats it"
-
-
-def _check_task(in_channels: int, num_classes: int, loss: str, class_weights: list[float] | None) -> None:
-    if num_classes < 2 or in_channels < 1:
-        raise ConfigError(
-            f"model.num_classes, model.in_channels: expected at least 2 and 1, got {num_classes} and {in_channels}"
-        )
-    if loss not in get_args(Loss):
-        raise ConfigError(f"model.loss: expected one of {', '.join(get_args(Loss))}, got {loss!r}")
-    if (class_weights is not None) != loss.startswith("weighted") or len(class_weights or [0] * num_classes) != (
-        num_classes
-    ):
-        raise ConfigError(
-            f"model.class_weights: expected {num_classes} weights with a weighted loss and none otherwise, got "
-            f"{class_weights!r} with loss {loss}"
-        )

@@ -16,6 +16,7 @@ from framework.nn.precision import promoted
 from framework.nn.splines.options import SplineOptions
 
 Up = Literal["bilinear", "transposed"]
+Activation = Literal["relu"]
 
 
 class SplineUnit(nn.Module):
@@ -35,7 +36,7 @@ class SplineUnit(nn.Module):
 
 
 class PlainUnit(nn.Module):
-    """Convolution, normalisation, ReLU: the ordinary U-Net's."""
+    """Convolution, normalisation, ReLU: the ordinary U-Net's; the convolution may be one of splines."""
 
     def __init__(self, out_channels: int, conv: nn.Module) -> None:
         super().__init__()
@@ -65,6 +66,8 @@ class KMUNetwork(nn.Module):
         spline: what the spline layers have in common; their grids are those above.
         up: `bilinear` or `transposed`.
         shape: [channels, kernel height, kernel width] of every unit in order of execution; None: from `width`.
+        activation: `relu` puts the spline convolutions into the units of the plain U-Net; None: normalisation, then
+            splines, and nothing else.
 
     Shape:
         (B, N, H, W) float -> (B, C, H, W) logits; H and W at least 2^S, reflected inside to multiples of it.
@@ -85,9 +88,10 @@ class KMUNetwork(nn.Module):
         spline: SplineOptions,
         up: Up = "bilinear",
         shape: Sequence[Sequence[int]] | None = None,
+        activation: Activation | None = None,
     ) -> None:
         super().__init__()
-        self.stages, self.up_kind = stages, up
+        self.stages, self.up_kind, self.activation = stages, up, activation
         self._spline_stages = set(spline_stages)
         self._grids = list(zip(grid_sizes, max_grid_sizes, strict=True))
         self._spline = spline
@@ -122,7 +126,7 @@ class KMUNetwork(nn.Module):
         layer = KANConvTranspose2d if rising else KANConv2d
         options = replace(self._spline, grid_size=size, max_grid_size=room)
         conv = layer(in_channels, channels, kernel, stride, padding, **asdict(options))
-        return SplineUnit(in_channels, conv)
+        return SplineUnit(in_channels, conv) if self.activation is None else PlainUnit(channels, conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, H, W) -> (B, C, H, W) logits."""
@@ -283,8 +287,7 @@ def _needed(used: Tensor) -> int:
 
 
 def _copy_unit(new: Any, old: Any, inputs: Tensor, outputs: Tensor, kernel: tuple[int, int]) -> None:
-    is_spline = isinstance(new, SplineUnit)
-    channels = inputs if is_spline else outputs
+    channels, is_spline = inputs if isinstance(new, SplineUnit) else outputs, isinstance(new.conv, SplineLayer)
     for name in ("weight", "bias", "running_mean", "running_var"):
         getattr(new.norm, name).copy_(getattr(old.norm, name)[channels])
     new.norm.num_batches_tracked.copy_(old.norm.num_batches_tracked)

@@ -23,7 +23,7 @@ from framework.nn.padding import in_strides
 from framework.protocols import HasClassStatistics, HasDatasets, HasPreprocessing
 from models.korigins.inference import forms
 from models.korigins.network import EncoderOptions, KOriginsUNet, Widened
-from models.segmentation import check_images, pixel_cross_entropy
+from models.segmentation import check_images
 from models.segmenter import SegmentationMethod
 
 # the paper's code: Keras' Adam, whose epsilon is 1e-7
@@ -58,8 +58,8 @@ class KOriginsSegmentation(SegmentationMethod):
         bias_lr: learning rate of all biases; None: as the kernels' (a control).
         origin_lr: learning rate of the origins; the paper's code: 100.
         optimizer: of the convolutions; the origins share it at their own learning rate.
-        **shared: `in_channels`, `num_classes`, `ignore_index`, `tile` of `SegmentationMethod`; `lr_scheduler` and
-            `lr_interval` of BaseMethod.
+        **shared: `in_channels`, `num_classes`, `ignore_index`, `tile`, `loss` (the author's is `cross_entropy`) and
+            `class_weights` of `SegmentationMethod`; `lr_scheduler` and `lr_interval` of BaseMethod.
 
     Raises:
         ConfigError: arguments that do not go together.
@@ -145,7 +145,8 @@ class KOriginsSegmentation(SegmentationMethod):
             )
 
     def initialise(self, data: LightningDataModule | None) -> None:
-        """Origins, input standardisation and thresholds from the training images."""
+        """Origins, input standardisation, thresholds and class weights from the training images."""
+        super().initialise(data)
         if self.origins in ("class_statistics", "multi_otsu", "gaussian_mixture"):
             means, stds = self.class_statistics()
             with torch.no_grad():
@@ -226,11 +227,10 @@ class KOriginsSegmentation(SegmentationMethod):
         return in_strides(self.network, image, self.network.stride)
 
     def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
-        """Cross-entropy averaged over all pixels, without class weights, as in the author's code."""
+        """The loss; by default cross-entropy averaged over all pixels, as in the author's code."""
         self.check(batch)
         logits = self(batch["image"])
-        loss = pixel_cross_entropy(logits.float(), batch["mask"], self.ignore_index)
-        return {"loss": loss, "preds": logits.argmax(1), "target": batch["mask"]}
+        return {"loss": self.pixel_loss(logits, batch["mask"]), "preds": logits.argmax(1), "target": batch["mask"]}
 
     def configure_metrics(self, split: Split) -> dict[str, Metric]:
         """Dataset `iou`, pixel `accuracy`, and on one process `iou_batch`, the figure of the author's code."""

@@ -7,10 +7,11 @@ from lightning.pytorch import Trainer
 from skimage import io
 
 from datamodules import CellsDataModule, SegmentationDataModule
+from datamodules.augmentation import Augmentation, changed, cut, draw
 from datamodules.cells import draw_cells
 from datamodules.planes import read_image
 from datamodules.reading import Reading
-from datamodules.segmentation_data import Augmentation, augment, normalized, shrink
+from datamodules.segmentation_data import normalized, shrink
 from framework.distributed import EpochIndex
 from framework.errors import ConfigError, DataError
 from models import KMUNet
@@ -68,6 +69,11 @@ def test_sixteen_bits_rgba_and_tiff_are_read_as_they_are(tmp_path) -> None:
     io.imsave(tmp_path / "rgba.png", rgba, check_contrast=False)
     assert read_image(tmp_path / "rgba.png", 3, 8).max() == 30
     assert read_image(tmp_path / "rgba.png", 1, 8)[0, 0, 0] == pytest.approx(0.299 * 10 + 0.587 * 20 + 0.114 * 30)
+
+
+def augment(image, mask, settings, crop, rng):
+    change = draw(mask.shape, settings, crop, rng)
+    return changed(cut(image, change.box), cut(mask, change.box), change)
 
 
 def test_augmentation_treats_image_and_mask_alike_and_follows_seed_epoch_and_index(folder) -> None:

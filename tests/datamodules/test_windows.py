@@ -12,7 +12,7 @@ from datamodules.io import open_picture
 from datamodules.planes import image_of
 from datamodules.reading import Reading
 from datamodules.segmentation_data import normalized
-from datamodules.windows import cropped, windows
+from datamodules.windows import windows
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 60000, (70, 90), dtype=np.uint16)
@@ -55,5 +55,5 @@ def test_what_has_no_windows_says_so(tmp_path: Path) -> None:
     picture = open_picture(tmp_path / "x.tif")
     assert windows(picture, Reading(normalize="percentile")) is None
     assert windows(picture, Reading(downscale=2)) is None
-    assert windows(cropped(picture, 0, 9, 0, 9), Reading()) is None
-    assert cropped(picture, 1, 9, 2, 9).size == (8, 7)
+    assert windows(picture.cropped(0, 9, 0, 9), Reading()) is None
+    assert picture.cropped(1, 9, 2, 9).size == (8, 7)

@@ -78,12 +78,22 @@ class SplineCoefficients(StoredCoefficients):
             self.grid = self.grid  # after to_empty the code of it is lost
             edges = self.coefficients.new_empty(self.mask.shape)
             edges.normal_(std=1 / math.sqrt(self.mask[0].numel()))
-            xi = greville(self.grid).to(edges)
             self.coefficients.zero_()
-            self.coefficients[: self.basis] = xi.view(-1, *[1] * edges.ndim) * edges
+            self.coefficients[: self.basis] = self.lines(edges)
             for rest in (self.base_weight, self.bias):
                 if rest is not None:
                     rest.zero_()
+
+    def lines(self, slopes: Tensor) -> Tensor:
+        """Coefficients of phi(x) = V x, exact on any grid: w = V xi with the Greville abscissae xi.
+
+        Args:
+            slopes: V (out, in / groups, *kernel), the weight of a plain layer.
+
+        Returns:
+            (n, out, in / groups, *kernel).
+        """
+        return greville(self.grid).to(slopes).view(-1, *[1] * slopes.ndim) * slopes
 
     @property
     def grid(self) -> SplineGrid:
