@@ -29,17 +29,8 @@ def count_channels(picture: Picture) -> int:
     return count - picture.alpha
 
 
-def plane(picture: Picture, slices: Slices | None = None, part: int | None = None) -> np.ndarray:
-    """(channels or samples, H, W) in the file's dtype.
-
-    Args:
-        picture: an open picture.
-        slices: what to do with slices: `max` over all, or the number of one.
-        part: with `each`, the number of one.
-
-    Raises:
-        DataError: slices without a rule, a number that is not there, axes of which nothing is known.
-    """
+def check_slices(picture: Picture, slices: Slices | None = None, part: int | None = None) -> None:
+    """Raises DataError for slices without a rule, and for pages of which nothing is known; arguments as `plane`."""
     count = count_slices(picture)
     if count > 1 and not isinstance(slices, int) and slices != "max" and part is None:
         unknown = [a for a, n in zip(picture.axes, picture.shape, strict=True) if a in "IQ" and n > 1]
@@ -52,6 +43,21 @@ def plane(picture: Picture, slices: Slices | None = None, part: int | None = Non
             f"data.slices: {picture.path} has {count} slices (axes {picture.axes}); give data.slices: each, max, or "
             "the number of one"
         )
+
+
+def plane(picture: Picture, slices: Slices | None = None, part: int | None = None) -> np.ndarray:
+    """(channels or samples, H, W) in the file's dtype.
+
+    Args:
+        picture: an open picture.
+        slices: what to do with slices: `max` over all, or the number of one.
+        part: with `each`, the number of one.
+
+    Raises:
+        DataError: slices without a rule, a number that is not there, axes of which nothing is known.
+    """
+    check_slices(picture, slices, part)
+    count = count_slices(picture)
     pixels = picture.pixels()
     order = sorted(range(len(picture.axes)), key=lambda i: _rank(picture.axes[i]))
     pixels = pixels.transpose(order)

@@ -7,7 +7,7 @@ import numpy as np
 from datamodules.io import Picture, open_picture
 from datamodules.masks import IGNORED, read_mask
 from datamodules.pairing import Pair
-from datamodules.planes import choose_channels, count_channels
+from datamodules.planes import check_slices, choose_channels, count_channels
 from datamodules.reading import Reading
 from framework.errors import DataError
 
@@ -22,7 +22,8 @@ def check_training(pairs: Sequence[Pair], reading: Reading, batch_size: int, cro
         crop: side of the crops; None: whole pictures.
 
     Raises:
-        DataError: other channels than asked for, or than the first picture's, another size, or one below the crop.
+        DataError: pages of which nothing is known, other channels than asked for, or than the first picture's, another
+            size, or one below the crop.
     """
     first: tuple[int, tuple[int, int]] | None = None
     seen = None
@@ -31,6 +32,7 @@ def check_training(pairs: Sequence[Pair], reading: Reading, batch_size: int, cro
             continue
         seen = pair.image
         picture = open_picture(pair.image, reading.axes)
+        check_slices(picture, reading.slices, pair.part)
         channels, size = _channels(picture, reading), picture.size
         first = first or (channels, size)
         if channels != first[0]:
