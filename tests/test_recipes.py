@@ -60,7 +60,7 @@ SHOWS: dict[str, Callable[[Any], bool]] = {
     "Larger batches than the memory holds": lambda cli: cli.trainer.global_step == 4,
     "Mixed precision": lambda cli: cli.trainer.precision == "bf16-mixed"
     and cli.model.network.head.weight.dtype == torch.float32,
-    "MLflow": lambda cli: loggers(cli) >= {"MLFlowLogger"} and any(Path("mlruns").rglob("*")),
+    "MLflow": lambda cli: loggers(cli) >= {"MLFlowLogger"} and Path("mlflow.db").is_file(),
     "Weights and Biases": lambda cli: loggers(cli) >= {"WandbLogger"} and any(Path("wandb").glob("offline-run-*")),
     "Losses": lambda cli: cli.model.loss == ["focal", "dice"],
     "Weights of rare classes": lambda cli: cli.model.class_weights.argmin() == 0
