@@ -6,7 +6,6 @@ FILES = {
     "finola_linear_codes": "DCT and PCA with as many floats as the FINOLA latents",
     "finola_long": "FINOLA and a repeated vector after 6000 steps, 32 px",
     "finola_masked": "masked FINOLA: linear probe and PSNR beside a random encoder",
-    "finola_reconstruction_fit": "first cells of the study that replaces finola_reconstruction.csv: C 32, seed 0",
     "finola_reconstruction": "FINOLA and its controls after 1500 steps, 32 px",
     "finola_speed": "time and memory of the rollout beside its bare matrix products",
     "fold_korigins": "K-Origins folded into a plain convolution: error and time",
