@@ -35,6 +35,7 @@ RGB, RGB16 = numbers(np.uint8, *SIZE, 3), numbers(np.uint16, *SIZE, 3)
 RGBA, RGBA16 = numbers(np.uint8, *SIZE, 4), numbers(np.uint16, *SIZE, 4)
 FIVE, STACK = numbers(np.uint16, 5, *SIZE), numbers(np.uint16, 4, *SIZE)
 ZCYX = numbers(np.uint16, 4, 2, *SIZE)
+CMYK = np.dstack([U8 * 0] * 3 + [U8])
 FIRST = lambda a: np.moveaxis(a, -1, 0)  # noqa: E731
 
 Write = Callable[[Path], Any]
@@ -147,6 +148,9 @@ ZOO: dict[str, tuple[Write, dict[str, Any], np.ndarray]] = {
     "rgb.ppm": (pillow(RGB), {"channels": 3}, FIRST(RGB)),
     "u16.pgm": (lambda p: p.write_bytes(b"P5 28 20 65535\n" + U16.astype(">u2").tobytes()), {}, U16[None]),
     "rgb.webp": (pillow(RGB, lossless=True), {"channels": 3}, FIRST(RGB)),
+    "cmyk.tif": (
+        lambda p: Image.fromarray(CMYK, "CMYK").save(p), {}, FIRST(np.dstack([255 - U8] * 3).astype(np.float32) @ BT601)
+    ),
     "imageio.png": (lambda p: imageio.imwrite(p, RGB), {"channels": 3}, FIRST(RGB)),
     "imageio.tiff": (lambda p: imageio.imwrite(p, U16), {}, U16[None]),
     "u16.npy": (lambda p: np.save(p, U16), {}, U16[None]),
@@ -194,6 +198,13 @@ def test_lossy_pictures_are_decoded_as_by_pillow(tmp_path: Path, name: str) -> N
     with Image.open(tmp_path / name) as file:
         expected = np.atleast_3d(np.asarray(file))
     assert np.array_equal(read_image(tmp_path / name, None, None), FIRST(expected))
+
+
+def test_a_grey_cmyk_jpeg_is_grey(tmp_path: Path) -> None:
+    flat = np.zeros((*SIZE, 4), np.uint8)
+    flat[..., 3] = 55
+    Image.fromarray(flat, "CMYK").save(tmp_path / "x.jpg")
+    assert np.rint(read_image(tmp_path / "x.jpg", 1, 8)).tolist() == np.full((1, *SIZE), 200).tolist()
 
 
 @pytest.mark.parametrize(

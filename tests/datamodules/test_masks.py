@@ -29,27 +29,28 @@ def palette_png(path: Path, bits: int = 8) -> None:
     picture.save(path, bits=bits)
 
 
-@pytest.mark.parametrize(
-    ("name", "write", "reading"),
-    [
-        ("ids.png", lambda p: Image.fromarray(CLASSES).save(p), IDS),
-        ("palette.png", palette_png, IDS),
-        ("palette2.png", lambda p: palette_png(p, 2), IDS),
-        ("palette.png", palette_png, {"colors": COLORS}),
-        ("palette.tif", palette_png, IDS),
-        ("rgb.png", lambda p: Image.fromarray(PALETTE[CLASSES]).save(p), {"colors": COLORS}),
-        ("rgb.tif", lambda p: tifffile.imwrite(p, PALETTE[CLASSES], photometric="rgb"), {"colors": COLORS}),
-        ("grey_as_rgb.png", lambda p: Image.fromarray(np.dstack([CLASSES] * 3)).save(p), IDS),
-        ("opaque.png", lambda p: Image.fromarray(np.dstack([*[CLASSES] * 3, CLASSES * 0 + 255])).save(p), IDS),
-        ("i16.tif", lambda p: tifffile.imwrite(p, CLASSES.astype(np.int16)), IDS),
-        ("u32.tif", lambda p: tifffile.imwrite(p, CLASSES * np.uint32(70000)), {"labels": [0, 70000, 140000, 210000]}),
-        ("f32.tif", lambda p: tifffile.imwrite(p, CLASSES.astype(np.float32)), IDS),
-        ("bits4.tif", lambda p: tifffile.imwrite(p, CLASSES, bitspersample=4), IDS),
-        ("white.tif", lambda p: tifffile.imwrite(p, CLASSES, photometric="miniswhite"), IDS),
-        ("array.npy", lambda p: np.save(p, CLASSES), IDS),
-        ("ids.pgm", lambda p: p.write_bytes(b"P5 4 3 3\n" + CLASSES.tobytes()), IDS),
-    ],
-)  # fmt: skip
+#: file, its writer, the keys with which it gives `CLASSES`
+KINDS = [
+    ("ids.png", lambda p: Image.fromarray(CLASSES).save(p), IDS),
+    ("palette.png", palette_png, IDS),
+    ("palette2.png", lambda p: palette_png(p, 2), IDS),
+    ("palette.png", palette_png, {"colors": COLORS}),
+    ("palette.tif", palette_png, IDS),
+    ("rgb.png", lambda p: Image.fromarray(PALETTE[CLASSES]).save(p), {"colors": COLORS}),
+    ("rgb.tif", lambda p: tifffile.imwrite(p, PALETTE[CLASSES], photometric="rgb"), {"colors": COLORS}),
+    ("grey_as_rgb.png", lambda p: Image.fromarray(np.dstack([CLASSES] * 3)).save(p), IDS),
+    ("opaque.png", lambda p: Image.fromarray(np.dstack([*[CLASSES] * 3, CLASSES * 0 + 255])).save(p), IDS),
+    ("i16.tif", lambda p: tifffile.imwrite(p, CLASSES.astype(np.int16)), IDS),
+    ("u32.tif", lambda p: tifffile.imwrite(p, CLASSES * np.uint32(70000)), {"labels": [0, 70000, 140000, 210000]}),
+    ("f32.tif", lambda p: tifffile.imwrite(p, CLASSES.astype(np.float32)), IDS),
+    ("bits4.tif", lambda p: tifffile.imwrite(p, CLASSES, bitspersample=4), IDS),
+    ("white.tif", lambda p: tifffile.imwrite(p, CLASSES, photometric="miniswhite"), IDS),
+    ("array.npy", lambda p: np.save(p, CLASSES), IDS),
+    ("ids.pgm", lambda p: p.write_bytes(b"P5 4 3 3\n" + CLASSES.tobytes()), IDS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "write", "reading"), KINDS)
 def test_every_kind_of_mask_gives_its_classes(tmp_path: Path, name: str, write, reading: dict) -> None:
     write(tmp_path / name)
     assert np.array_equal(mask_of(tmp_path / name, **reading), CLASSES)
