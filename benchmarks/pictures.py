@@ -2,6 +2,7 @@
 
     python -m benchmarks.pictures               # run the quickstarts (about five minutes) and draw everything
     python -m benchmarks.pictures --runs DIR    # the same; runs are kept in DIR, and those that are there are taken
+    python -m benchmarks.pictures --only levels_of_experts/poisson     # what that configuration's runs show, alone
 
 `python -m benchmarks.tables` redraws what comes from a CSV file that has changed and writes the captions, and with
 `--check` says what does not belong together. `results/pictures.csv` says of every figure what it was made from.
@@ -99,6 +100,7 @@ CAPTIONS = {
     "kmunet_splines": "What the kernel elements have become in the quickstart, after one grid extension and pruning",
     "loe_reconstruction": "The photographs of the quickstart and what the networks say; details where most happens",
     "loe_maps": "Their Multi-Otsu maps, with what they cost",
+    "loe_poisson": "Four photographs out of their gradients and the colours of their outermost pixels",
     "finola_reconstruction": "Crops of the quickstart, out of one vector each; 24 short epochs, no measure of quality",
     "finola_speeds": "Wave speeds of the quickstart's matrices",
     "key_filters_operators": "The eight operators at the scales that every method finds",
@@ -163,13 +165,20 @@ def draw_tables(only_stale: bool) -> list[str]:
     return drawn
 
 
-def draw_runs(folder: Path) -> None:
-    """Runs the quickstarts that are not in `folder` yet, takes their figures and draws the overview."""
+def draw_runs(folder: Path, only: str | None = None) -> None:
+    """Runs the configurations that are not in `folder` yet, takes their figures and draws the overview.
+
+    Args:
+        folder: of the runs.
+        only: a configuration whose figures alone are drawn; None: all, and the overview.
+    """
     from benchmarks.overview import overview
 
     runs = {}
-    for method in ("korigins", "kmunet", "levels_of_experts", "finola"):
-        config = f"{method}/quickstart"
+    for config in dict.fromkeys(run.config for run in FROM_RUNS.values()):
+        if only is not None and config != only:
+            continue
+        method = config.replace("/quickstart", "")
         quiet = [f"--trainer.default_root_dir={folder}", "--trainer.enable_progress_bar=false"]
         if not (folder / config / "version_0" / "checkpoints" / "last.ckpt").is_file():
             framework(["fit", "-c", config, *quiet])
@@ -182,6 +191,8 @@ def draw_runs(folder: Path) -> None:
                 made = folder / config / "version_0" if run.verb == "fit" else tested
                 verb = "fit" if run.verb == "fit" else "test --ckpt_path best"
                 save(name, made / "figures" / f"{run.name}.png", f"framework {verb} -c {config}", measured)
+    if only is not None:
+        return
     save(OVERVIEW, overview(runs, {name: read(name) for name in OVERVIEW_SOURCES}), "python -m benchmarks.pictures")
 
 
@@ -232,13 +243,15 @@ def main() -> None:
     """Draws everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, help="where the quickstarts' runs are, or are to be kept")
+    parser.add_argument("--only", help="a configuration whose figures alone are drawn")
     args = parser.parse_args()
-    draw_tables(only_stale=False)
+    if args.only is None:
+        draw_tables(only_stale=False)
     if args.runs:
-        draw_runs(args.runs)
+        draw_runs(args.runs, args.only)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            draw_runs(Path(folder))
+            draw_runs(Path(folder), args.only)
 
 
 if __name__ == "__main__":

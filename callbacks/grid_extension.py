@@ -66,7 +66,7 @@ class GridExtension(Callback):
     # ------------------------------------------------------------------ checks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the layers and checks that every planned grid has room."""
+        """Finds the layers and checks that their grids can be changed, and that every planned one has room."""
         if stage != "fit":
             return
         layers = spline_layers(pl_module)
@@ -75,6 +75,8 @@ class GridExtension(Callback):
                 f"GridExtension: {type(pl_module).__name__} has no framework.nn spline layer; take the callback out of "
                 "trainer.callbacks or use KANConv2d, KANConvTranspose2d or KANLinear"
             )
+        for layer in layers.values():
+            layer.own_parameters()
         self._check_reachable(layers)
         events = len([m for m in self.milestones if m not in self.done])
         short = {}

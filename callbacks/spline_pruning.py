@@ -83,7 +83,7 @@ class SplinePruning(Callback):
         self._watch = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the layers."""
+        """Finds the layers, and checks that their edges can be taken out."""
         if stage != "fit":
             return
         if not spline_layers(pl_module):
@@ -91,6 +91,8 @@ class SplinePruning(Callback):
                 f"SplinePruning: {type(pl_module).__name__} has no framework.nn spline layer; take the callback out of "
                 "trainer.callbacks or use KANConv2d, KANConvTranspose2d or KANLinear"
             )
+        for layer in spline_layers(pl_module).values():
+            layer.own_parameters()
         if self.structural and not isinstance(pl_module, Shrinks):
             raise ConfigError(
                 f"SplinePruning.structural: {type(pl_module).__name__} has no method shrunk(); add one, or give "

@@ -5,7 +5,13 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from framework.errors import DataError
-from framework.figures import error_panel, psnr_over_time, reconstruction_panel, segmentation_map_panel
+from framework.figures import (
+    derivative_panel,
+    error_panel,
+    psnr_over_time,
+    reconstruction_panel,
+    segmentation_map_panel,
+)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -55,3 +61,16 @@ def test_parts_that_do_not_belong_together_are_refused() -> None:
         reconstruction_panel([picture(4, 4)], [], ["one"])
     with pytest.raises(DataError, match=r"\(2, 3\) values for 2 steps and 1 images"):
         psnr_over_time([1, 2], np.zeros((2, 3)), ["one"])
+
+
+def test_derivative_panel_shows_what_was_given_and_the_psnr_of_what_came_of_it() -> None:
+    original, given = picture(6, 9), np.linspace(-1, 1, 54).reshape(6, 9)
+    said = original.copy()
+    said[0, 0, 0] ^= 16
+    figure = derivative_panel([given], [said], [original], ["one"], "laplacian, given")
+    assert np.array_equal(figure.axes[0].images[0].get_array(), given)
+    assert figure.axes[0].get_title() == "laplacian, given"
+    assert figure.axes[0].get_ylabel() == "one"
+    assert figure.axes[1].get_xlabel() == f"{10 * np.log10(255**2 * original.size / 256):.2f} dB"
+    with pytest.raises(DataError, match="equally many"):
+        derivative_panel([given, given], [said], [original], ["one"], "gradient")

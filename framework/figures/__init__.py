@@ -11,7 +11,13 @@ from framework.figures.filters import (
     sigma_distributions,
 )
 from framework.figures.finola import reconstruction_grid, residual_map, speed_spectrum
-from framework.figures.implicit import error_panel, psnr_over_time, reconstruction_panel, segmentation_map_panel
+from framework.figures.implicit import (
+    derivative_panel,
+    error_panel,
+    psnr_over_time,
+    reconstruction_panel,
+    segmentation_map_panel,
+)
 from framework.figures.origins import origin_paths
 from framework.figures.segmentation import confusion_matrix, instance_curves, instance_panel, segmentation_panel
 from framework.figures.separability import separability
@@ -20,6 +26,7 @@ from framework.figures.splines import edge_strength_maps, outside_fractions, spl
 __all__ = [
     "confusion_matrix",
     "deployment",
+    "derivative_panel",
     "edge_strength_maps",
     "error_panel",
     "explained_energy",

@@ -72,6 +72,42 @@ def error_panel(originals: Sequence[np.ndarray], reconstructions: Sequence[np.nd
     return figure
 
 
+def derivative_panel(
+    given: Sequence[np.ndarray],
+    reconstructions: Sequence[np.ndarray],
+    originals: Sequence[np.ndarray],
+    names: Sequence[str],
+    title: str,
+) -> Figure:
+    """One row per image: the derivative that a network was fitted to, what it makes of it, and the original.
+
+    Args:
+        given: (H, W) float each.
+        reconstructions: (H, W, 3) uint8 each.
+        originals: (H, W, 3) uint8 each.
+        names: of the images.
+        title: what was given.
+
+    Raises:
+        DataError: sequences of different lengths.
+    """
+    _check_lengths(given, reconstructions, originals, names)
+    aspect = max(o.shape[1] / o.shape[0] for o in originals)
+    figure, axes = new_figure(len(names), 3, 2.2 * 3 * aspect + 0.6, 2.2 * len(names) + 0.4)
+    for row, (shown, said, original) in enumerate(zip(given, reconstructions, originals, strict=True)):
+        low, high = np.percentile(shown, (0.5, 99.5))
+        axes[row, 0].imshow(shown, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+        axes[row, 1].imshow(said, interpolation="nearest")
+        axes[row, 2].imshow(original, interpolation="nearest")
+        for axis in axes[row]:
+            bare(axis)
+        axes[row, 0].set_ylabel(names[row])
+        axes[row, 1].set_xlabel(f"{_psnr(original, said):.2f} dB")
+    for axis, text in zip(axes[0], (title, "what the network says", "original"), strict=True):
+        axis.set_title(text)
+    return figure
+
+
 def segmentation_map_panel(
     images: Sequence[np.ndarray],
     maps: Sequence[np.ndarray],

@@ -44,6 +44,7 @@ from framework.nn.origins.intensity import (
 )
 from framework.nn.origins.korigins import FoldedKOrigins, KOrigins, fold_korigins
 from framework.nn.splines.bspline import SplineGrid, bspline_basis
+from framework.nn.splines.forms import FormError, SplineForm, form_errors, spline_form
 from framework.nn.splines.kan import KANConv2d, KANConvTranspose2d, KANLinear
 from framework.nn.splines.layer import SplineLayer, spline_layers
 from framework.nn.splines.moments import CrossMoments, SplineMoments, observe
@@ -93,6 +94,7 @@ __all__ = [
     "ExpertLinear",
     "Finola",
     "FoldedKOrigins",
+    "FormError",
     "Grid",
     "KANConv2d",
     "KANConvTranspose2d",
@@ -107,6 +109,7 @@ __all__ = [
     "Segment",
     "SharedPrefix",
     "SineLayer",
+    "SplineForm",
     "SplineGrid",
     "SplineLayer",
     "SplineMoments",
@@ -131,6 +134,7 @@ __all__ = [
     "evaluating",
     "fit_key_filters",
     "fold_korigins",
+    "form_errors",
     "gaussian_mixture_statistics",
     "hellinger",
     "idealised_bank",
@@ -157,6 +161,7 @@ __all__ = [
     "remove_mean",
     "siren_bound",
     "siren_init_",
+    "spline_form",
     "spline_layers",
     "spread",
     "swapped",

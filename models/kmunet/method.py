@@ -43,6 +43,8 @@ class KMUNet(SegmentationMethod):
         base: None (the splines alone), `silu` or `linear`.
         tail: `linear`, `clamp` or `zero` outside the grid.
         implementation: `auto`, `dense`, `scatter`, `recompute` (least memory) or `operator`, see KANConv2d.
+        rank: R shapes per input channel that its edges share, see KANConv2d; None: every edge has its own. Neither the
+            grid nor single edges of such a network can be changed.
         up: `bilinear` or `transposed`.
         korigins: intensities of a K-Origins layer in front, for raw 16-bit images; None: no such layer.
         baseline: null: KM-UNet; `equal_parameters`: the plain U-Net (convolution, normalisation, ReLU) whose number of
@@ -77,6 +79,7 @@ class KMUNet(SegmentationMethod):
         base: Base | None = SplineOptions.base,
         tail: Tail = SplineOptions.tail,
         implementation: Implementation = SplineOptions.implementation,
+        rank: int | None = SplineOptions.rank,
         up: Up = "bilinear",
         korigins: list[float] | None = None,
         baseline: Literal["equal_parameters"] | int | None = None,
@@ -93,7 +96,12 @@ class KMUNet(SegmentationMethod):
         grids = per_stage("grid_size", grid_size, stages)
         rooms = grids if max_grid_size is None else per_stage("max_grid_size", max_grid_size, stages)
         spline = SplineOptions(
-            spline_order=spline_order, grid_range=grid_range, base=base, tail=tail, implementation=implementation
+            spline_order=spline_order,
+            grid_range=grid_range,
+            base=base,
+            tail=tail,
+            implementation=implementation,
+            rank=rank,
         )
         chosen = list(range(stages + 1)) if spline_stages is None else spline_stages
         if any(s not in range(stages + 1) for s in chosen):
@@ -140,7 +148,7 @@ class KMUNet(SegmentationMethod):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Coefficients apart from the rest, so that weight decay and SGD's rate can follow the grid."""
         layers = spline_layers(self.network).values()
-        coefficients = [layer.coefficients for layer in layers]
+        coefficients = [layer.coefficients for layer in layers if layer.rank is None]
         inside = {id(p) for p in coefficients}
         rest = [p for p in self.parameters() if p.requires_grad and id(p) not in inside]
         groups: list[dict[str, Any]] = [{"params": rest, "name": "rest"}]
@@ -223,7 +231,7 @@ def equal_parameter_width(network: Any, width: int, spline_stages: Sequence[int]
     """The plain U-Net's width whose parameter count is nearest to the spline network's."""
     with torch.device("meta"):
         wanted = sum(
-            (p[: m.basis] if n == "coefficients" and isinstance(m, SplineLayer) else p).numel()
+            (p[: m.basis] if n in ("coefficients", "shapes") and isinstance(m, SplineLayer) else p).numel()
             for m in network(width, spline_stages).modules()
             for n, p in m.named_parameters(recurse=False)
         )

@@ -66,7 +66,7 @@ def convert_moments(
     place = {id(p): i for p, i in zip(order, indices, strict=True)}
     for name, layer in spline_layers(method).items():
         stored = weights.get(f"{name}._extra_state")
-        moments = optimizer["state"].get(place[id(layer.coefficients)])
+        moments = optimizer["state"].get(place[id(layer.coefficients)]) if layer.rank is None else None
         if stored is None or not moments:
             continue
         source = layer.stored_grid(stored, name)

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 from torchmetrics import Metric, MetricCollection
 
-from framework.errors import ConfigError
-from framework.figures import error_panel, psnr_over_time, reconstruction_panel
+from framework.figures import derivative_panel, error_panel, psnr_over_time, reconstruction_panel
 from framework.method import Batch, Split
 from framework.metrics import ImagePSNR, Reduction, squared_error_8bit, to_8bit
 from framework.nn import clip_segments, coordinate_grid
 from framework.nn.coordinates.experts import Bias
+from models.levels_of_experts.derivatives import Supervision, check_supervision, shown
 from models.levels_of_experts.inference import forms
 from models.levels_of_experts.maps import check_maps, classes_of, map_costs
 from models.levels_of_experts.memory import RowsAtOnce, RowsOfAPass
@@ -33,11 +33,14 @@ from models.levels_of_experts.rows import (
     LastOf,
     Rows,
     check_arguments,
+    check_coordinates,
     check_tiles,
     is_inclusive,
     nearest,
+    poisson_losses,
     sorted_rows,
     upright,
+    with_derivatives,
 )
 from models.levels_of_experts.stacked import NetworkPerImage
 from models.levels_of_experts.table import image_table
@@ -63,6 +66,8 @@ class LevelsOfExperts(NetworkPerImage):
         width: of the sine layers; 512 makes a plain SIREN as large as a 256 wide network with four experts.
         w0: frequency factor of every sine.
         bias: `shared` by a layer's experts, `per_expert` or `none`.
+        supervision: what is fitted: the colours (`value`), or the picture's `gradient` or `laplacian` with the colours
+            of its outermost pixels alone, a Poisson problem (docs/levels_of_experts.md).
         exact_tiles: refuse images whose size the tiles do not divide, and coordinates that are not pixel centres.
         rows_at_once: pixels per image whose activations are kept at a time in training; more are recomputed in the
             backward pass. `auto`: as many as fit into the device's free memory. None: all.
@@ -92,6 +97,7 @@ class LevelsOfExperts(NetworkPerImage):
         width: int = 256,
         w0: float = 30.0,
         bias: Bias = "shared",
+        supervision: Supervision = "value",
         exact_tiles: bool = True,
         rows_at_once: RowsAtOnce = "auto",
         scale: float = 1.0,
@@ -101,6 +107,7 @@ class LevelsOfExperts(NetworkPerImage):
     ) -> None:
         super().__init__(optimizer=optimizer, **per_image)
         check_arguments(experts, offsets, classes, self.plateau_patience, self.plateau_factor, rows_at_once, scale)
+        self.supervision = check_supervision(supervision, rows_at_once)
         self.experts, self.offsets, self.classes = experts, offsets or [0.0] * len(experts), classes
         self.class_input, self.exact_tiles = class_input, exact_tiles
         self.rows_at_once, self.scale, self._pass = rows_at_once, scale, RowsOfAPass(rows_at_once)
@@ -163,17 +170,15 @@ class LevelsOfExperts(NetworkPerImage):
 
     def _rows_of(self, batch: Batch) -> Rows:
         coords = batch["coords"]
-        if self.exact_tiles and any(isinstance(k, int | float) for k in self.experts) and is_inclusive(coords):
-            raise ConfigError(
-                "data.grid: inclusive coordinates make tiles of unequal size; use pixel_center, or accept it with "
-                "model.exact_tiles: false"
-            )
+        if self.exact_tiles:
+            check_coordinates(self.experts, coords)
         classes = self._classes_of(batch["index"], batch["image"].shape[2:])
         target = 2 * batch["image"].flatten(2).transpose(1, 2) - 1
         rows = self._sorted(coords.flatten(1, 2), classes)
         order = rows.order[..., None].expand(-1, -1, 3)
         networks = self.images.rows(batch["index"])
-        return rows._replace(target=torch.gather(target, 1, order), networks=networks)
+        rows = rows._replace(target=torch.gather(target, 1, order), networks=networks)
+        return with_derivatives(rows, self.supervision, batch["image"], coords, classes, self.experts, self.offsets)
 
     def _sorted(self, coords: Tensor, classes: Tensor | None) -> Rows:
         return sorted_rows(coords, classes, self.experts, self.offsets, self.classes if self.class_input else None)
@@ -200,10 +205,13 @@ class LevelsOfExperts(NetworkPerImage):
         return torch.cat(parts, 1)
 
     def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
-        """Mean squared error per image over all pixels and channels on [-1, 1]; `loss` is their mean over images."""
+        """Mean squared error per image on [-1, 1] (or `derivative_losses`); `loss` is their mean over images."""
         rows = self._prepare(batch)
-        out = self._forward_in_parts(rows, self._pass(self.network, rows.inputs), keep=split == "train")
-        losses = (out - rows.target).square().mean((1, 2))
+        if rows.derivatives is None:
+            out = self._forward_in_parts(rows, self._pass(self.network, rows.inputs), keep=split == "train")
+            losses = (out - rows.target).square().mean((1, 2))
+        else:
+            out, losses = poisson_losses(self, rows, rows.derivatives)
         good = losses.detach().isfinite() & (losses.detach() < DIVERGED_LOSS)
         # A diverged image must not spoil the others' figure, nor their gradients.
         counted = torch.where(good, losses, 0.0)
@@ -252,7 +260,7 @@ class LevelsOfExperts(NetworkPerImage):
         return map_costs(cast(Tensor, self.segmentation_maps), self.sizes, self.classes)
 
     def figures(self, batch: Batch) -> "dict[str, Figure]":
-        """`reconstruction`, `error` and, after a fit, `psnr_over_time`."""
+        """`reconstruction`, `error` and, after a fit, `psnr_over_time`; of a Poisson fit also `derivatives`."""
         pictures = [upright(p, s) for p, s in zip(to_8bit(2 * batch["image"] - 1), batch["size"], strict=True)]
         made = self.predict_step({k: v.to(self.device) for k, v in batch.items()}, 0, scale=1.0)["reconstruction"]
         originals, said = ([p.cpu().permute(1, 2, 0).numpy() for p in part] for part in (pictures, made))
@@ -261,6 +269,9 @@ class LevelsOfExperts(NetworkPerImage):
             "reconstruction": reconstruction_panel(originals, said, names),
             "error": error_panel(originals, said, names),
         }
+        if self.supervision != "value":
+            given = [shown(torch.from_numpy(original), self.supervision).numpy() for original in originals]
+            drawn["derivatives"] = derivative_panel(given, said, originals, names, f"{self.supervision}, given")
         if self.history:
             steps, values = zip(*self.history, strict=True)
             drawn["psnr_over_time"] = psnr_over_time(steps, np.array(values), self.names)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from framework.errors import ConfigError
 from framework.nn import Segment, nested_sort, tile_index
+from models.levels_of_experts.derivatives import Derivatives, Supervision, derivative_losses, derivatives_of
 
 MAP: Literal["map"] = "map"
 
@@ -24,6 +25,7 @@ class Rows(NamedTuple):
     order: Tensor  # (B, N) int64, row i is pixel order[i]
     segments: list[list[list[Segment]]]  # layer -> network -> runs
     networks: list[int]  # of this rank, one per image of the batch
+    derivatives: Derivatives | None = None  # what is fitted in place of the colours
 
 
 Value = TypeVar("Value")
@@ -72,15 +74,57 @@ def sorted_rows(
     """
     inputs, orders, runs = [], [], []
     for b, xy in enumerate(coords):
-        labels = torch.zeros(len(xy), dtype=torch.int64, device=xy.device) if classes is None else classes[b]
-        index = [_expert_index(kind, offset, xy, labels) for kind, offset in zip(experts, offsets, strict=True)]
-        sort = nested_sort(index)
-        features = xy if one_hot is None else torch.cat([xy, F.one_hot(labels, one_hot).to(xy.dtype)], 1)
+        labels = None if classes is None else classes[b]
+        sort = nested_sort(expert_indices(xy, labels, experts, offsets))
+        features = (
+            xy if one_hot is None or labels is None else torch.cat([xy, F.one_hot(labels, one_hot).to(xy.dtype)], 1)
+        )
         inputs.append(features[sort.order])
         orders.append(sort.order)
         runs.append(sort.segments)
     segments = [[network[level] for network in runs] for level in range(len(experts))]
     return Rows(torch.stack(inputs), torch.empty(0), torch.stack(orders), segments, [])
+
+
+def expert_indices(
+    coords: Tensor, labels: Tensor | None, experts: Sequence[Expert], offsets: Sequence[float]
+) -> list[Tensor]:
+    """Who computes the pixels of one image, (N,) int64 for every layer; arguments as in `sorted_rows`."""
+    if labels is None:
+        labels = torch.zeros(len(coords), dtype=torch.int64, device=coords.device)
+    return [_expert_index(kind, offset, coords, labels) for kind, offset in zip(experts, offsets, strict=True)]
+
+
+def with_derivatives(
+    rows: Rows,
+    kind: Supervision,
+    images: Tensor,
+    coords: Tensor,
+    classes: Tensor | None,
+    experts: Sequence[Expert],
+    offsets: Sequence[float],
+) -> Rows:
+    """The rows with what is fitted in place of the colours; as they are where that is the colours.
+
+    Args:
+        rows: of the batch.
+        kind: what is fitted.
+        images: (B, 3, H, W) float32 in [0, 1].
+        coords: (B, H, W, 2) float32.
+        classes: (B, H W) int64, for `map` layers.
+        experts: as in `sorted_rows`.
+        offsets: as in `sorted_rows`.
+    """
+    if kind == "value":
+        return rows
+    labels = [None] * len(coords) if classes is None else list(classes)
+    indices = [expert_indices(xy, k, experts, offsets) for xy, k in zip(coords.flatten(1, 2), labels, strict=True)]
+    return rows._replace(derivatives=derivatives_of(kind, images, coords, indices, rows.order))
+
+
+def poisson_losses(network: Callable[..., Tensor], rows: Rows, wanted: Derivatives) -> tuple[Tensor, Tensor]:
+    """`derivative_losses` of a method that is called with inputs, segments and networks."""
+    return derivative_losses(lambda x: network(x, rows.segments, rows.networks), rows.inputs, rows.target, wanted)
 
 
 def _expert_index(kind: Expert, offset: float, coords: Tensor, labels: Tensor) -> Tensor:
@@ -129,6 +173,15 @@ def check_tiles(experts: Sequence[Expert], sizes: Sequence[Sequence[int]]) -> No
                         f"{size[0]} x {size[1]} pixels; {hint}choose other tiles, or accept uneven ones with "
                         "model.exact_tiles: false"
                     )
+
+
+def check_coordinates(experts: Sequence[Expert], coords: Tensor) -> None:
+    """Raises ConfigError for coordinates on which tiles have unequal sizes."""
+    if any(isinstance(k, int | float) for k in experts) and is_inclusive(coords):
+        raise ConfigError(
+            "data.grid: inclusive coordinates make tiles of unequal size; use pixel_center, or accept it with "
+            "model.exact_tiles: false"
+        )
 
 
 def is_inclusive(coords: Tensor) -> bool:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from callbacks import GridExtension, SplinePruning
 from datamodules import CellsDataModule
 from framework.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from framework.figures import edge_strength_maps, outside_fractions, spline_curves
@@ -177,6 +178,27 @@ def test_a_checkpoint_of_a_finer_grid_warns_and_resumes(tmp_path) -> None:
     trainer.save_checkpoint(path)
     with pytest.warns(UserWarning, match="20 grid cells do not fit into 5"):
         quiet(tmp_path, max_epochs=2).fit(KMUNet(num_classes=3, width=2, stages=1), data, ckpt_path=path)
+
+
+def test_a_network_of_a_low_rank_trains_and_becomes_a_whole_one(tmp_path) -> None:
+    torch.manual_seed(0)
+    model, whole = (KMUNet(num_classes=3, width=2, stages=1, rank=rank) for rank in (2, None))
+    assert model.network.live_parameters() < 0.5 * whole.network.live_parameters()
+    assert len(model.parameter_groups()) == 1  # no coefficients whose decay would follow a grid
+    trainer = quiet(tmp_path, max_epochs=1)
+    data = CellsDataModule(images=16, side=16, batch_size=4)
+    before = [layer.shapes.clone() for layer in spline_layers(model).values()]
+    trainer.fit(model, data)
+    assert all(not torch.equal(a, b.shapes) for a, b in zip(before, spline_layers(model).values(), strict=True))
+    trainer.save_checkpoint(tmp_path / "low.ckpt")
+    x = torch.randn(1, 1, 16, 16)
+    again = KMUNet.load_from_checkpoint(tmp_path / "low.ckpt").eval()
+    torch.testing.assert_close(again(x), model.eval()(x))
+    whole.load_state_dict(model.state_dict())
+    torch.testing.assert_close(whole.eval()(x), model(x), rtol=1e-3, atol=1e-4)
+    for callback in (GridExtension(milestones=[0]), SplinePruning(epochs=[1], fraction=0.5)):
+        with pytest.raises(ConfigError, match="rank: the edges of an input channel share 2 shapes"):
+            quiet(tmp_path, max_epochs=2, callbacks=[callback]).fit(again, data)
 
 
 def test_a_checkpoint_of_another_method_names_both(run, tmp_path) -> None:

@@ -53,6 +53,12 @@ def splines() -> dict[str, Case]:
                 (4, 3),
                 plainly,
             )
+    cases["KANConv2d-rank"] = (
+        lambda: KANConv2d(4, 2, 2, padding=1, groups=2, base="silu", rank=2),
+        (1, 4, 3, 2),
+        plainly,
+    )
+    cases["KANLinear-rank"] = (lambda: KANLinear(3, 2, rank=3), (4, 3), plainly)
     cases["KANConv2d-value-grouped"] = (
         lambda: KANConv2d(4, 2, 2, padding=1, groups=2, padding_mode="value"),
         (1, 4, 3, 2),

@@ -11,6 +11,7 @@ from framework.errors import ConfigError
 from framework.nn.modes import followed
 from framework.nn.splines.bspline import SplineGrid, greville, projection_matrix, refinement_matrix
 from framework.nn.splines.expansion import Route, expand
+from framework.nn.splines.low_rank import first_shapes
 from framework.nn.splines.options import SplineOptions
 from framework.nn.splines.stored import StoredCoefficients, grid_code
 
@@ -22,7 +23,9 @@ class SplineCoefficients(StoredCoefficients):
     is one linear map of that prefix. A parameter never changes its shape or identity.
 
     Attributes:
-        coefficients: parameter (max_grid_size + p, out, in / groups, *kernel) float, in units of the output.
+        coefficients: parameter (max_grid_size + p, out, in / groups, *kernel) float, in units of the output. With a
+            `rank` they are computed from two parameters, `shapes` (max_grid_size + p, R, in) and `mix` (R, out,
+            in / groups, *kernel).
         base_weight: parameter (out, in / groups, *kernel), or None without a base branch.
         bias: parameter (out,), or None.
         mask: buffer (out, in / groups, *kernel) of the parameters' dtype: 1 for a live edge, anything less for a pruned
@@ -59,7 +62,12 @@ class SplineCoefficients(StoredCoefficients):
         self._first_grid_size = options.grid_size
         kwargs = {"device": device, "dtype": dtype}
         shape = (out_channels, in_channels // groups, *kernel)
-        self.coefficients = nn.Parameter(torch.empty((self.max_grid_size + options.spline_order, *shape), **kwargs))
+        rows, self.rank = self.max_grid_size + options.spline_order, options.rank
+        if self.rank is None:
+            self.coefficients = nn.Parameter(torch.empty((rows, *shape), **kwargs))
+        else:
+            self.shapes = nn.Parameter(torch.empty((rows, self.rank, in_channels), **kwargs))
+            self.mix = nn.Parameter(torch.empty((self.rank, *shape), **kwargs))
         self.base_weight = nn.Parameter(torch.empty(shape, **kwargs)) if self.base is not None else None
         self.bias = nn.Parameter(torch.empty(out_channels, **kwargs)) if bias else None
         self.register_buffer("mask", torch.empty(shape, **kwargs))
@@ -76,10 +84,16 @@ class SplineCoefficients(StoredCoefficients):
         with torch.no_grad():
             self.mask.fill_(1)
             self.grid = self.grid  # after to_empty the code of it is lost
-            edges = self.coefficients.new_empty(self.mask.shape)
+            edges = torch.empty_like(self.mask)
             edges.normal_(std=1 / math.sqrt(self.mask[0].numel()))
-            self.coefficients.zero_()
-            self.coefficients[: self.basis] = self.lines(edges)
+            if self.rank is not None:
+                self.shapes.zero_()
+                self.shapes[: self.basis] = first_shapes(self.grid, self.rank).to(self.shapes).unsqueeze(-1)
+                self.mix.zero_()
+                self.mix[0] = edges
+            else:
+                self.coefficients.zero_()
+                self.coefficients[: self.basis] = self.lines(edges)
             for rest in (self.base_weight, self.bias):
                 if rest is not None:
                     rest.zero_()
@@ -110,19 +124,6 @@ class SplineCoefficients(StoredCoefficients):
     def live(self) -> Tensor:
         """(out, in / groups, *kernel) bool; False marks a pruned edge."""
         return self.mask == 1
-
-    def own_parameters(self) -> None:
-        """Checks that the coefficients are plain parameters, which alone can be changed in place.
-
-        Raises:
-            ConfigError: they are parametrised, or pruned by torch.
-        """
-        if "coefficients" not in self._parameters or (self.base is not None and "base_weight" not in self._parameters):
-            raise ConfigError(
-                "coefficients: they are computed from other parameters (torch.nn.utils.parametrize or prune), so that "
-                "neither the grid nor the edges can be changed; take that off first (remove_parametrizations, "
-                "prune.remove) and use prune_edges"
-            )
 
     @property
     def grid_size(self) -> int:
@@ -268,6 +269,6 @@ class SplineCoefficients(StoredCoefficients):
 
 def joined(coefficients: Tensor, base_weight: Tensor | None, mask: Tensor, basis: int) -> Tensor:
     """The coefficients in use, zero for pruned edges, the base weight last: (n (+ 1), out, in / groups, *kernel)."""
-    alive = mask == 1
+    alive = (mask == 1).to(coefficients.dtype)  # numbers by numbers is the quicker product, there and back
     live = coefficients[:basis] * alive
     return live if base_weight is None else torch.cat([live, (base_weight * alive).unsqueeze(0)])

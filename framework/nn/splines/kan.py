@@ -66,6 +66,8 @@ class KANConv2d(_SplineConv):
             `recompute` keeps no more for the backward pass than a plain convolution does and builds the lifted map
             twice; `operator` is one operator of torch's for each pass, on a GPU one kernel; `auto` is `scatter` on a
             CPU, else `operator`. A compiler gets the dense form, unless it is told `operator`.
+        rank: R shapes per input channel that all its edges are mixtures of, so that the convolution is R wide instead
+            of G + p; None: every edge has its own spline. Its grid and single edges stay as they are.
 
     Shape:
         (B, C, H, W) float -> (B, O, H', W'), channels last in memory.

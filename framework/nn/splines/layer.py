@@ -36,6 +36,9 @@ class SplineLayer(SplineCoefficients):
         """
         source = self.channels_last(x)
         lifted = self.lift(source)
+        if self.rank is not None:
+            mix = joined(self.mix, self.base_weight, self.mask, self.rank)
+            return operation(self.arranged(self._mixed_shapes(lifted)), self.lifted_weight(mix).to(lifted.dtype))
         weight = self.lifted_weight(self.edge_coefficients()).to(lifted.dtype)
         if self.implementation != "recompute" or followed():
             return operation(self.arranged(lifted), weight)
@@ -57,6 +60,11 @@ class SplineLayer(SplineCoefficients):
 
         with rebuild_in_backward([(lifted, lift_again), (weight, weight_again)]):
             return operation(self.arranged(lifted), weight)
+
+    def _mixed_shapes(self, lifted: Tensor) -> Tensor:
+        """The channels' R shapes (and the base) in place of their n basis functions: (..., in, n) -> (..., in, R)."""
+        values = torch.einsum("...cn,nrc->...cr", lifted[..., : self.basis], self.shapes[: self.basis].to(lifted.dtype))
+        return values if self.base is None else torch.cat([values, lifted[..., self.basis :]], -1)
 
     # ------------------------------------------------------------------ edges
 
@@ -152,15 +160,17 @@ class SplineLayer(SplineCoefficients):
     def spline_repr(self) -> str:
         """Bias, grid and base branch, for the layers' printed form."""
         base = "" if self.base is None else f", base={self.base}"
+        rank = "" if self.rank is None else f", rank={self.rank}"
         return (
             f"bias={self.bias is not None}, grid={self.grid_size} of {self.max_grid_size} on ({self.grid.low:g}, "
-            f"{self.grid.high:g}), order={self.grid.order}, tail={self.grid.tail}{base}"
+            f"{self.grid.high:g}), order={self.grid.order}, tail={self.grid.tail}{base}{rank}"
         )
 
     def live_parameters(self) -> int:
-        """Numbers that count: n per live edge, one more with a base branch, and the bias."""
-        per_edge = self.basis + (self.base is not None)
-        return int(self.live.sum()) * per_edge + (self.bias.numel() if self.bias is not None else 0)
+        """Numbers that count: n per live edge (R with a rank, and the shapes), one more with a base, and the bias."""
+        per_edge = (self.basis if self.rank is None else self.rank) + (self.base is not None)
+        shared = 0 if self.rank is None else self.basis * self.rank * self.in_channels
+        return int(self.live.sum()) * per_edge + shared + (self.bias.numel() if self.bias is not None else 0)
 
 
 def _detached(x: Tensor | None) -> Tensor | None:

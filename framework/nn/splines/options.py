@@ -7,6 +7,7 @@ from typing import TypedDict, get_args
 from framework.errors import ConfigError
 from framework.nn.splines.bspline import SplineGrid, Tail
 from framework.nn.splines.expansion import Base, Implementation
+from framework.nn.splines.low_rank import check_rank
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class SplineOptions:
         base: None, `silu` or `linear`.
         tail: `linear`, `clamp` or `zero`.
         implementation: `auto`, `dense`, `scatter`, `recompute` or `operator`.
+        rank: R shapes that all edges of an input channel share; None: every edge has its own.
 
     Raises:
         ConfigError: a value out of its range.
@@ -33,6 +35,7 @@ class SplineOptions:
     base: Base | None = None
     tail: Tail = "linear"
     implementation: Implementation = "auto"
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         if len(tuple(self.grid_range)) != 2:
@@ -47,6 +50,13 @@ class SplineOptions:
             raise ConfigError(
                 f"implementation: expected {', '.join(get_args(Implementation))}, got {self.implementation!r}"
             )
+        if self.rank is not None:
+            check_rank(self.rank)
+            if self.rank > self.grid.basis:
+                raise ConfigError(
+                    f"rank: expected at most the {self.grid.basis} basis functions of the grid, got {self.rank}; give "
+                    "null for edges of their own"
+                )
 
     @property
     def grid(self) -> SplineGrid:
@@ -70,3 +80,4 @@ class SplineArguments(TypedDict, total=False):
     base: Base | None
     tail: Tail
     implementation: Implementation
+    rank: int | None

@@ -1,8 +1,9 @@
 """Spline coefficients in a state_dict: the grid goes with them, and files of other grids load."""
 
+import functools
 import warnings
 import zlib
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from framework.errors import CheckpointError, ConfigError
 from framework.nn.modes import followed
 from framework.nn.splines.bspline import SplineGrid, projection_error, projection_matrix, refinement_matrix
+from framework.nn.splines.expansion import Base
+from framework.nn.splines.low_rank import compose, factorise, weighted_gram
 
 # where parametrisations and torch's pruning keep what the coefficients are computed from
 _COMPUTED = ("parametrizations.coefficients.original", "coefficients_orig")
@@ -23,6 +26,14 @@ class StoredCoefficients(nn.Module):
     _grid: SplineGrid
     _first_grid_size: int
     max_grid_size: int
+    rank: int | None
+    base: Base | None
+    groups: int
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "coefficients" and "mix" in self.__dict__.get("_parameters", {}):
+            return compose(cast(Tensor, self.shapes), cast(Tensor, self.mix), self.groups)
+        return super().__getattr__(name)
 
     @property
     def grid(self) -> SplineGrid:
@@ -32,6 +43,24 @@ class StoredCoefficients(nn.Module):
     def map_coefficients(self, matrix: Tensor, values: Tensor) -> Tensor:
         """The linear map of a grid change on anything shaped like the coefficients."""
         raise NotImplementedError
+
+    def own_parameters(self) -> None:
+        """Checks that the coefficients are plain parameters, which alone can be changed in place.
+
+        Raises:
+            ConfigError: they are parametrised, pruned by torch, or of a low rank.
+        """
+        if self.rank is not None:
+            raise ConfigError(
+                f"rank: the edges of an input channel share {self.rank} shapes, so that neither the grid nor single "
+                "edges can be changed; load the state_dict into a layer with rank: null, which takes it over exactly"
+            )
+        if "coefficients" not in self._parameters or (self.base is not None and "base_weight" not in self._parameters):
+            raise ConfigError(
+                "coefficients: they are computed from other parameters (torch.nn.utils.parametrize or prune), so that "
+                "neither the grid nor the edges can be changed; take that off first (remove_parametrizations, "
+                "prune.remove) and use prune_edges"
+            )
 
     def check_grid(self) -> None:
         """Raises ConfigError where the tensors are not of this layer's grid any more."""
@@ -59,9 +88,11 @@ class StoredCoefficients(nn.Module):
         errors: list[str],
     ) -> None:  # fmt: skip
         stored = state_dict.get(f"{prefix}_extra_state")
+        self._take_edges(state_dict, prefix)
         coefficients = state_dict.get(f"{prefix}coefficients")
         fits = coefficients is not None and coefficients.shape[1:] == self.coefficients.shape[1:]
-        if stored is not None and coefficients is not None and fits and "coefficients" in self._parameters:
+        own = "coefficients" in self._parameters or self.rank is not None
+        if stored is not None and coefficients is not None and fits and own:
             source = self.stored_grid(stored, prefix)
             target = self.loading_grid(source)
             matrix = transfer_matrix(source, target, prefix)
@@ -73,6 +104,8 @@ class StoredCoefficients(nn.Module):
                 room = self.map_coefficients(matrix, padded)[: len(room)]
             state_dict[f"{prefix}coefficients"] = room
             self._grid = target
+            if self.rank is not None:
+                self._share_shapes(state_dict, prefix)
         elif stored is not None and {f"{prefix}{name}" for name in _COMPUTED} & set(state_dict):
             self._refuse_another_grid(self.stored_grid(stored, prefix), prefix, errors)
         elif stored is None and fits and self.max_grid_size > self._first_grid_size:
@@ -83,6 +116,37 @@ class StoredCoefficients(nn.Module):
         # the code of the grid that is taken; files of before it have none
         state_dict[f"{prefix}grid_code"] = torch.tensor(grid_code(self._grid), dtype=torch.float32)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+
+    def _take_edges(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Shapes of another rank or grid, or of any where this layer has none, become the edges' coefficients."""
+        shapes, mix = state_dict.get(f"{prefix}shapes"), state_dict.get(f"{prefix}mix")
+        own = self._parameters.get("shapes")
+        if shapes is None or mix is None or (own is not None and own.shape == shapes.shape):
+            return
+        groups = shapes.shape[2] // mix.shape[2]
+        state_dict[f"{prefix}coefficients"] = compose(shapes, mix, groups)
+        del state_dict[f"{prefix}shapes"], state_dict[f"{prefix}mix"]
+
+    def _share_shapes(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """The loaded coefficients as shapes and mixtures of this layer's rank, and a warning of what is lost."""
+        coefficients = state_dict.pop(f"{prefix}coefficients")
+        wanted = coefficients[: self.grid.basis].double()
+        gram = weighted_gram(self.grid)
+        parts = factorise(wanted, cast(int, self.rank), self.groups, gram)
+        lost = wanted - compose(*parts, self.groups)
+        size, off = (torch.einsum("n...,nm,m...->", w, gram[0].to(w), w) for w in (wanted, lost))
+        if (share := float(off / size.clamp_min(1e-300)) ** 0.5) > 1e-5:
+            warnings.warn(
+                f"{prefix.rstrip('.')}: edges of their own become mixtures of {self.rank} shapes per input channel, "
+                f"which changes them by {share:.2%} of their size (root mean square, evenly spread inputs); train on, "
+                "or give a larger rank",
+                stacklevel=4,
+            )
+        for name, value in zip(("shapes", "mix"), parts, strict=True):
+            own = self._parameters[name]
+            room = coefficients.new_zeros(cast(Tensor, own).shape)
+            room[tuple(map(slice, value.shape))] = value.to(room)
+            state_dict[f"{prefix}{name}"] = room
 
     def _refuse_another_grid(self, source: SplineGrid, prefix: str, errors: list[str]) -> None:
         if source != self.grid:
@@ -111,9 +175,10 @@ class StoredCoefficients(nn.Module):
         return source.resized(max(self._first_grid_size, min(source.size, self.max_grid_size)))
 
 
-def grid_code(grid: SplineGrid) -> list[float]:
+@functools.lru_cache(maxsize=256)  # asked in every forward pass
+def grid_code(grid: SplineGrid) -> tuple[float, ...]:
     """Four bytes, which 16-bit floats hold exactly."""
-    return [float(byte) for byte in zlib.crc32(repr(grid).encode()).to_bytes(4)]
+    return tuple(float(byte) for byte in zlib.crc32(repr(grid).encode()).to_bytes(4))
 
 
 def transfer_matrix(source: SplineGrid, target: SplineGrid, name: str) -> Tensor | None:
