@@ -35,7 +35,7 @@ SIDE = 2048
 
 METHODS: dict[str, Any] = {
     "korigins": lambda: KOriginsSegmentation(
-        rfl=18, num_classes=3, width=8, origins="class_statistics", class_mean=[1000.0, 3000.0, 2500.0],
+        rfl=8, num_classes=3, width=4, origins="class_statistics", class_mean=[1000.0, 3000.0, 2500.0],
         class_std=[150.0, 150.0, 150.0], deep_origins=0,
     ),
     "kmunet": lambda: KMUNet(num_classes=3, width=2, stages=2),
@@ -117,12 +117,12 @@ def pixels(name: str, side: int) -> torch.Tensor:
     return image if name == "korigins" else (image - image.mean()) / image.std()
 
 
-@torch.inference_mode()
 def seam(name: str, side: int) -> dict[str, object]:
     """Tiles of a quarter of the side against the whole."""
     method, image = trained(name), pixels(name, side)
-    expected = method(image)
-    got = whole(method, image, method.network.stride, method.network.reach, side // 4)
+    with torch.inference_mode():
+        expected = method(image)
+        got = whole(method, image, method.network.stride, method.network.reach, side // 4)
     scale = float(expected.abs().max())
     return {
         "tile": side // 4,
@@ -131,7 +131,6 @@ def seam(name: str, side: int) -> dict[str, object]:
     }
 
 
-@torch.inference_mode()
 def speed(name: str, side: int, repeats: int) -> dict[str, object]:
     """Processor seconds of both, in turn: those of another process are not counted."""
     method, image = trained(name), pixels(name, side)
@@ -143,7 +142,8 @@ def speed(name: str, side: int, repeats: int) -> dict[str, object]:
     for _ in range(repeats):
         for way, run in ways.items():
             start = time.process_time()
-            run()
+            with torch.inference_mode():
+                run()
             times[way].append(time.process_time() - start)
     seconds = {way: statistics.median(values) for way, values in times.items()}
     return {

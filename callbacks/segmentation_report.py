@@ -28,7 +28,7 @@ class SegmentationReport(Callback):
     The table has a row for every image with Dice and IoU of every class, and of the foreground together, and a last row
     `all` for the whole split, counts first; with instances also F1 at IoU 0.5, mean average precision over 0.5 to 0.95,
     panoptic quality and the numbers of objects, then `test_instances.csv` has a row for every threshold. Images are
-    ordered by mean average precision, else by Dice. Every command has this callback for every method that measures
+    ordered by mean average precision, then by Dice. Every command has this callback for every method that measures
     samples.
 
     Args:
@@ -86,7 +86,7 @@ class SegmentationReport(Callback):
         self, trainer: Trainer, pl_module: Any, samples: Sequence[Mapping[str, Any]], table: pd.DataFrame
     ) -> None:
         key = "ap" if "ap" in table else "dice"
-        order = np.argsort(table[key].to_numpy(), kind="stable")
+        order = np.lexsort((table["dice"], table[key]))
         dataset: Any = _loader(trainer).dataset
         chosen = {"worst": order[0], "median": order[(len(order) - 1) // 2], "best": order[-1]}
         if len(order) < 3:
