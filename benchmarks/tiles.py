@@ -35,11 +35,10 @@ SIDE = 2048
 
 METHODS: dict[str, Any] = {
     "korigins": lambda: KOriginsSegmentation(
-        rfl=8, num_classes=3, width=4, origins="class_statistics", class_mean=[1000.0, 3000.0, 2500.0],
-        class_std=[150.0, 150.0, 150.0], deep_origins=0,
+        rfl=8, num_classes=3, width=4, origins="random", deep_origins=0, deep_mean=0.5, deep_std=1.0
     ),
     "kmunet": lambda: KMUNet(num_classes=3, width=2, stages=2),
-}  # fmt: skip
+}
 
 #: so that a child knows its memory before any work: the largest and the present resident memory, in MiB
 CHILD = """
@@ -90,36 +89,34 @@ def large_tiff(path: Path, side: int) -> None:
         )  # fmt: skip
 
 
-def trained(name: str) -> Any:
-    """A network that tells cells from ground a little: what it says must not be one class."""
+def standardized(image: np.ndarray) -> torch.Tensor:
+    """(H, W) uint16 -> (1, 1, H, W) of mean 0 and deviation 1, as `normalize: zscore` gives it."""
+    values = torch.from_numpy(image.astype(np.float32))[None, None]
+    return (values - values.mean()) / values.std()
+
+
+def trained(name: str, steps: int = 200) -> Any:
+    """A network that tells cells, their borders and the ground from each other: what it says must not be one class."""
     torch.manual_seed(0)
-    method = METHODS[name]()
-    if name == "korigins":
-        first = method.network.origin_parameters()[0]
-        with torch.no_grad():
-            first.copy_(torch.tensor([700.0, 1300, 2700, 3300, 2200, 2800])[:, None])
-    image = torch.from_numpy(cells(128, 5).astype(np.float32))[None, None]
-    clean = ndimage.gaussian_filter(image[0, 0].numpy(), 1.0)
+    method, rng = METHODS[name](), np.random.default_rng(0)
+    pixels = cells(1024, 5)
+    clean = ndimage.gaussian_filter(pixels.astype(np.float32), 1.0)
     truth = torch.from_numpy(np.select([clean > 2000, clean > 1500], [1, 2], 0))[None]
-    image = image if name == "korigins" else (image - image.mean()) / image.std()
-    optimizer = torch.optim.Adam(method.parameters(), 1e-2 if name == "kmunet" else 1e-3)
+    image = standardized(pixels)
+    optimizer = torch.optim.Adam(method.parameters(), 1e-2)
     method.train()
-    for _ in range(60):
+    for _ in range(steps):
+        y, x = (int(v) for v in rng.integers(0, 1024 - 96, 2))
+        logits = method(image[..., y : y + 96, x : x + 96])
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(method(image), truth).backward()
+        torch.nn.functional.cross_entropy(logits, truth[:, y : y + 96, x : x + 96]).backward()
         optimizer.step()
     return method.eval()
 
 
-def pixels(name: str, side: int) -> torch.Tensor:
-    """(1, 1, side, side) as the network wants them."""
-    image = torch.from_numpy(cells(side, 9).astype(np.float32))[None, None]
-    return image if name == "korigins" else (image - image.mean()) / image.std()
-
-
 def seam(name: str, side: int) -> dict[str, object]:
     """Tiles of a quarter of the side against the whole."""
-    method, image = trained(name), pixels(name, side)
+    method, image = trained(name), standardized(cells(side, 9))
     with torch.inference_mode():
         expected = method(image)
         got = whole(method, image, method.network.stride, method.network.reach, side // 4)
@@ -133,7 +130,7 @@ def seam(name: str, side: int) -> dict[str, object]:
 
 def speed(name: str, side: int, repeats: int) -> dict[str, object]:
     """Processor seconds of both, in turn: those of another process are not counted."""
-    method, image = trained(name), pixels(name, side)
+    method, image = trained(name), standardized(cells(side, 9))
     ways = {
         "whole": lambda: method(image),
         "tiles": lambda: whole(method, image, method.network.stride, method.network.reach, "auto"),
@@ -162,9 +159,8 @@ def memory(name: str, side: int, threads: int) -> dict[str, object]:
         large_tiff(root / "new" / "large.tif", side)
         quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
         method = trained(name)
-        normalize = "none" if name == "korigins" else "zscore"
         method.preprocessing = {
-            "class_path": "datamodules.segmentation.SegmentationDataModule", "channels": 1, "normalize": normalize,
+            "class_path": "datamodules.segmentation.SegmentationDataModule", "channels": 1, "normalize": "zscore",
             "masks_are": "instances",
         }  # fmt: skip
         trainer = Trainer(accelerator="cpu", default_root_dir=root, **quiet)

@@ -145,12 +145,12 @@ class LargePicture:
             finished["_probabilities.tif"] = self._write_probabilities()
         if shrunk is not None:
             finished["_overlay.png"] = shrunk.write(self.folder / "overlay.png")
-        table = pd.DataFrame(sums.columns())
         self.unfinished.moving(self.name)
         for ending, path in finished.items():
             with writing(path):
                 path.replace(self.unfinished.target / f"{self.name}{ending}")
-        self.unfinished.finish(self.name, table_of(table, self.picture, self.reading, self.name))
+        tables = (table_of(pd.DataFrame(part), self.picture, self.reading, self.name) for part in sums.parts())
+        self.unfinished.finish(self.name, tables)
         self.close()
         self.unfinished.drop_part(self.name)
 

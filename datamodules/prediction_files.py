@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import tifffile
 from skimage import io
 
@@ -111,7 +110,7 @@ class PredictionFiles:
             with writing(mask):
                 path = self.folder / f"{pair.name}_overlay.png"
                 io.imsave(path, overlay(image[:, ::step, ::step], drawn[::step, ::step]), check_contrast=False)
-        self.unfinished.finish(pair.name, measure(labels, image, picture, self.reading, pair.name))
+        self.unfinished.finish(pair.name, [measure(labels, image, picture, self.reading, pair.name)])
         return True
 
     def _write_probabilities(self, path: Path, values: np.ndarray, picture: Any) -> None:
@@ -147,11 +146,8 @@ class PredictionFiles:
         gather_lists([])
         if not first:
             return
-        rows: pd.DataFrame = self.unfinished.rows([pair.name for pair in self.pairs.values()])
-        if len(rows):
-            path = self.folder / "objects.csv"
+        part, path = self.unfinished.folder / "objects", self.folder / "objects.csv"
+        if self.unfinished.join([pair.name for pair in self.pairs.values()], part):
             with writing(path):
-                part = self.unfinished.folder / "objects"
-                rows.to_csv(part, index=False)
                 part.replace(path)
         self.unfinished.remove()

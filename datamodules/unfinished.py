@@ -5,11 +5,12 @@ the process that writes, and gone when all is done.
 """
 
 import contextlib
+import csv
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -130,9 +131,14 @@ class Unfinished:
 
     # ------------------------------------------------------------------ pictures that are done
 
-    def finish(self, name: str, rows: pd.DataFrame) -> None:
-        """Keeps a picture's measurements, and with them that its files are written."""
-        self._write(self.folder / f"{name}.csv", rows.to_csv(index=False) if len(rows.columns) else "image\n")
+    def finish(self, name: str, tables: Iterable[pd.DataFrame]) -> None:
+        """Keeps a picture's measurements, in parts with the same columns, and with them that its files are written."""
+        path, part = self.folder / f"{name}.csv", self.folder / f"{name}.rows"
+        with writing(path):
+            with part.open("w", newline="") as file:
+                for number, table in enumerate(tables):
+                    table.to_csv(file, index=False, header=number == 0)
+            part.replace(path)
 
     def moving(self, name: str) -> None:
         """Says that a picture's files are about to be moved to their places: whatever is there then is ours."""
@@ -147,11 +153,25 @@ class Unfinished:
         """Whether a picture is done."""
         return (self.folder / f"{name}.csv").is_file()
 
-    def rows(self, names: Sequence[str]) -> pd.DataFrame:
-        """The measurements of pictures behind one another."""
-        tables = [pd.read_csv(self.folder / f"{name}.csv", dtype={"image": str}) for name in names if self.has(name)]
-        tables = [table for table in tables if len(table)]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    def join(self, names: Sequence[str], path: Path) -> bool:
+        """Writes the measurements of pictures behind one another, line by line; False and no file without any."""
+        kept = [self.folder / f"{name}.csv" for name in names if self.has(name)]
+        columns: dict[str, None] = {}
+        for one in kept:
+            with one.open(newline="") as file:
+                columns.update(dict.fromkeys(next(csv.reader(file), [])))
+        found = False
+        with writing(path), path.open("w", newline="") as target:
+            writer = csv.DictWriter(target, list(columns), lineterminator="\n")
+            writer.writeheader()
+            for one in kept:
+                with one.open(newline="") as file:
+                    for row in csv.DictReader(file):
+                        writer.writerow(row)
+                        found = True
+        if not found:
+            path.unlink()
+        return found
 
     # ------------------------------------------------------------------ the picture in work
 

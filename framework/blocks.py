@@ -220,9 +220,12 @@ class ObjectSums:
         for channel, total in zip(image, self.intensity, strict=True):
             total[ids] += np.bincount(at, channel[y, x])
 
-    def columns(self) -> dict[str, np.ndarray]:
-        """As `objects.csv` names them, a number for each object; those without a pixel are left out."""
-        there = np.flatnonzero(self.area[1:]) + 1
+    def parts(self, most: int = 2**17) -> Iterator[dict[str, np.ndarray]]:
+        """As `objects.csv` names them, a number for each object; at most so many at once, and at least one part."""
+        for start in range(1, max(2, len(self.area)), most):
+            yield self._columns(np.arange(start, min(start + most, len(self.area))))
+
+    def _columns(self, there: np.ndarray) -> dict[str, np.ndarray]:
         area = self.area[there]
         table = {"object": there, "value": self.value[there], "area": area.astype(np.float64)}
         table |= {name: self.middle[k, there] / area for k, name in enumerate("yx")}
