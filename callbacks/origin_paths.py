@@ -44,11 +44,17 @@ class OriginPaths(Callback):
         self._name, self._layer = layers[0]
 
     @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Records where the origins begin; a resumed run brings its paths with it."""
+        if not self._paths:
+            self._record(float(trainer.current_epoch))
+
+    @rank_zero_only
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Records the origins, and a few batches of pixels by class."""
-        if trainer.global_step % self.every_n_steps == 0 or not self._paths:
+        if trainer.global_step % self.every_n_steps == 0:
             self._record(trainer.current_epoch + (batch_idx + 1) / max(1, trainer.num_training_batches))
         if len(self._pixels) < 8 and "mask" in batch:
             image = batch["image"].mean(1) if batch["image"].ndim == 4 else batch["image"]

@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> Any:
             words += [word for module_ in modules for word in ("--import", module_)]
         if verb in TAKES_CHECKPOINT:
             _find_packages()
-            _vouch(modules)
+            import_modules(modules)
         return getattr(importlib.import_module(module), function)(words[1:])
     if verb not in TRAINER_VERBS:
         near = difflib.get_close_matches(verb, [*VERBS, *TRAINER_VERBS], n=1)
@@ -70,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> Any:
     _find_packages()
     from framework.commands.cli import run_trainer_verb
 
-    _vouch(modules)
+    import_modules(modules)
     if _is_command:
         from framework.signals import force_on_second_interrupt
 
@@ -120,8 +120,12 @@ def shown(args: Sequence[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _vouch(modules: Sequence[str]) -> None:
-    """Imports the user's modules, whose classes a checkpoint may then name."""
+def import_modules(modules: Sequence[str]) -> None:
+    """Imports a user's modules for their classes, and lets checkpoints name these.
+
+    Raises:
+        ConfigError: a module is not there, or fails.
+    """
     from framework.trust import vouched_modules
 
     for module in modules:
@@ -130,7 +134,6 @@ def _vouch(modules: Sequence[str]) -> None:
 
 
 def _import(module: str) -> None:
-    """Imports a user's module for its classes."""
     if not module or module.startswith(".") or module.endswith((".py", ".")) or "/" in module:
         raise ConfigError(
             f"--import {module}: expected a module's name such as my_module or package.module, neither a path nor "

@@ -17,7 +17,7 @@ from torchmetrics import Metric, MetricCollection
 
 from framework.compat import averaged_models
 from framework.distributed import broadcast_tensors
-from framework.errors import ConfigError
+from framework.errors import ConfigError, few
 from framework.guards import kept, once
 from framework.lifecycle import LOSS_CHECK_EVERY, missing_contracts
 from framework.metrics import SampleMean
@@ -158,7 +158,7 @@ class BaseMethod(StoredModule):
 
         Returns:
             a dict with `loss`, a scalar averaged over the batch's samples, and whatever `update_metrics` needs; for the
-            default these are `preds` and `target`.
+            default these are `preds` and `target`. A method without metrics may return the loss alone.
         """
         raise NotImplementedError(f"{type(self).__name__} must override step(batch, split)")
 
@@ -177,6 +177,11 @@ class BaseMethod(StoredModule):
             outputs: what `step` returned.
             batch: what `step` got.
         """
+        if metrics and (missing := [key for key in ("preds", "target") if key not in outputs]):
+            raise ConfigError(
+                f"{type(self).__name__}.step: got {few(list(outputs))}, expected {missing[0]} too, which the metrics "
+                "count; return it, or override update_metrics"
+            )
         if isinstance(metrics, MetricCollection):
             metrics.update(outputs["preds"], outputs["target"])
             return
@@ -220,7 +225,7 @@ class BaseMethod(StoredModule):
         self._shared_step(batch, "test")
 
     def _shared_step(self, batch: Batch, split: Split) -> Tensor:
-        outputs = self.step(batch, split)
+        outputs = _as_outputs(self.step(batch, split), type(self).__name__)
         loss = outputs["loss"]
         size = self.samples_in(batch)
         metrics = cast(nn.ModuleDict, self.metrics[f"{split}_metrics"])
@@ -236,6 +241,21 @@ class BaseMethod(StoredModule):
                 f"{split}/{name}", cast(Metric, metric), on_step=False, on_epoch=True, batch_size=size, prog_bar=on_bar
             )
         return loss
+
+
+def _as_outputs(returned: Any, name: str) -> dict[str, Tensor]:
+    """What `step` has returned, as a dict with the loss; the loss alone is Lightning's custom."""
+    outputs = {"loss": returned} if isinstance(returned, Tensor) else returned
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+    if not isinstance(loss, Tensor) or loss.dim():
+        if isinstance(loss, Tensor):
+            got = f"a loss of shape {tuple(loss.shape)}"
+        elif isinstance(outputs, Mapping) and "loss" not in outputs:
+            got = f"a dict with {few(list(outputs)) or 'nothing'}"
+        else:
+            got = type(returned if loss is None else loss).__name__
+        raise ConfigError(f"{name}.step: got {got}, expected a dict with `loss`, a scalar tensor, or the loss alone")
+    return cast(dict[str, Tensor], outputs)
 
 
 def _with_contracts(hook: Callable[..., Sequence[Callback] | Callback]) -> Callable[..., list[Callback]]:

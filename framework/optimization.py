@@ -85,7 +85,8 @@ class OptimizedModule(LightningModule):
         if apart:
             raise ConfigError(
                 f"LearningRateFinder: {type(self).__name__} trains parameter groups {apart} at learning rates of their "
-                "own, and the finder knows one rate only; take it out of trainer.callbacks"
+                "own, and the finder knows one rate only\nleave it out (Tuner.lr_find, or trainer.callbacks), and give "
+                "the rates: model.optimizer's, and the method's own such as model.origin_lr"
             )
         return float(self.optimizer_factory(groups).param_groups[0]["lr"])
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.tuner import Tuner
 
 from framework.compat import averaged_models
 from framework.distributed import checksum
@@ -90,10 +91,11 @@ def test_finders_run_or_say_why_not(tmp_path, name) -> None:
     finder = LearningRateFinder(num_training_steps=5, early_stop_threshold=None)
     trainer = quiet(tmp_path, max_epochs=1, callbacks=[finder])
     if name == "korigins":
-        with pytest.raises(
-            ConfigError, match=r"LearningRateFinder: .* parameter groups \['origins'\] at learning rates"
-        ):
+        said = r"LearningRateFinder: .* parameter groups \['origins'\] at .*\nleave it out \(Tuner.lr_find, or"
+        with pytest.raises(ConfigError, match=said):
             trainer.fit(module, data)
+        with pytest.raises(ConfigError, match=said):
+            Tuner(quiet(tmp_path, max_epochs=1)).lr_find(module, data)
     else:
         trainer.fit(module, data)
         assert trainer.state.finished

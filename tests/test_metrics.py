@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score, MulticlassJaccardIndex
+from torchmetrics.classification import MulticlassF1Score, MulticlassJaccardIndex
 from torchmetrics.image import PeakSignalNoiseRatio
 
 import framework.psnr
-from framework.errors import ConfigError
+from framework.errors import ConfigError, DataError
 from framework.method import BaseMethod
 from framework.metrics import (
     BatchForegroundIoU,
@@ -24,9 +24,12 @@ from framework.metrics import (
     ForegroundDice,
     ForegroundIoU,
     ImagePSNR,
+    InstanceFigure,
+    SampleMean,
     float_psnr,
     float_psnr_pooled,
     overlap_metrics,
+    segmentation,
     squared_error_8bit,
 )
 from models import KMUNet, KOriginsSegmentation
@@ -184,8 +187,8 @@ def test_the_same_maps_give_every_segmenter_the_same_figures(tmp_path, absent, i
 
 def test_figures_of_one_count_are_counted_once(monkeypatch) -> None:
     updates = []
-    plain = MulticlassConfusionMatrix.update
-    monkeypatch.setattr(MulticlassConfusionMatrix, "update", lambda self, *a: (updates.append(1), plain(self, *a))[1])
+    plain = segmentation.confusion_counts
+    monkeypatch.setattr(segmentation, "confusion_counts", lambda *a: (updates.append(1), plain(*a))[1])
     metrics = overlap_metrics(3, by_class=True)
     for _ in range(4):
         metrics.update(torch.randint(3, (2, 4, 4)), torch.randint(3, (2, 4, 4)))
@@ -311,3 +314,80 @@ def test_psnr_of_8_bit_images_counts_images_wherever_they_fall() -> None:
 def test_the_old_module_of_psnr_is_this_one() -> None:
     assert framework.psnr.ImagePSNR is ImagePSNR
     assert framework.psnr.squared_error_8bit is squared_error_8bit
+
+
+# ---------------------------------------------------------------------- what cannot be counted
+
+
+@pytest.mark.parametrize("make", [lambda ignored: ForegroundIoU(3, ignored),
+                                  lambda ignored: BatchForegroundIoU(3, ignored),
+                                  lambda ignored: overlap_metrics(3, ignored, by_class=True)])  # fmt: skip
+def test_a_class_that_cannot_be_is_named(make) -> None:
+    fine = torch.tensor([[[0, 1, 2]]])
+    for name, value, maps_ in (
+        ("target", 255, (fine, torch.tensor([[[0, 1, 255]]]))),
+        ("target", -1, (fine, torch.tensor([[[0, 1, -1]]]))),
+        ("preds", 3, (torch.tensor([[[0, 1, 3]]]), fine)),
+        ("preds", -1, (torch.tensor([[[0, 1, -1]]]), fine)),
+    ):
+        hint = f"; give ignore_index={value} if it marks pixels without a label" if name == "target" else "$"
+        with pytest.raises(DataError, match=rf"{name}: got the class {value}, expected 0 to 2 \(num_classes\){hint}"):
+            make(None).update(*maps_)
+    for value in (255, -1):
+        metric = make(value)
+        metric.update(fine, torch.tensor([[[0, 1, value]]]))
+        figure = metric.compute()
+        # the pixel without a label is the only one of class 2
+        assert float(figure["iou"] if isinstance(figure, dict) else figure) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("preds", "target"),
+    [((1, 4, 4, 4), (1, 4, 4)), ((1, 3, 4, 4), (1, 3, 4, 4)), ((1, 3, 4, 4), (1, 5, 4)), ((4, 4), (1, 4, 4))],
+)
+def test_scores_and_maps_that_do_not_fit_are_named(preds, target) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(preds, generator=generator)
+    with pytest.raises(DataError, match=r"preds and target: got .* or \(B, 3, H, W\) scores beside classes"):
+        ForegroundIoU(3).update(scores, torch.zeros(target, dtype=torch.int64))
+
+
+def test_scores_count_as_their_highest_class() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores, target = torch.rand(1, 3, 4, 4, generator=generator), torch.randint(0, 3, (1, 4, 4), generator=generator)
+    by_scores, by_classes = ForegroundIoU(3), ForegroundIoU(3)
+    by_scores.update(scores, target)
+    by_classes.update(scores.argmax(1), target)
+    assert torch.equal(by_scores.confmat, by_classes.confmat)
+    assert 0 < float(by_scores.compute()) < 1
+
+
+NOTHING = {
+    "iou": lambda: ForegroundIoU(3),
+    "dice": lambda: ForegroundDice(3),
+    "iou_1": lambda: ClassIoU(3, 1),
+    "iou_batch": lambda: BatchForegroundIoU(3),
+    "instance_f1": lambda: InstanceFigure("f1"),
+    "instance_pq": lambda: InstanceFigure("pq"),
+    "instance_count_error": lambda: InstanceFigure("count_error"),
+    "loss": SampleMean,
+    "psnr": float_psnr,
+    "psnr_pooled": float_psnr_pooled,
+    **{f"psnr_{kind}": lambda kind=kind: ImagePSNR(2, kind) for kind in ("mean", "lowest", "highest")},
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+@pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
+def test_without_a_sample_there_is_no_figure(name: str) -> None:
+    assert NOTHING[name]().compute().isnan()
+
+
+def test_background_alone_is_right_and_pixels_without_a_label_are_nothing() -> None:
+    background, unlabelled = torch.zeros(1, 2, 2, dtype=torch.int64), torch.full((1, 2, 2), IGNORED)
+    for metric in (ForegroundIoU(3, IGNORED), BatchForegroundIoU(3, IGNORED)):
+        metric.update(background, unlabelled)
+        assert metric.compute().isnan()
+        metric.reset()
+        metric.update(background, background)
+        assert float(metric.compute()) == 1.0

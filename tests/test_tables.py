@@ -1,5 +1,7 @@
 """The tables of the documentation are what the CSV files say."""
 
+import re
+
 import pytest
 
 from benchmarks import pictures
@@ -14,6 +16,13 @@ def test_a_page_shows_exactly_what_its_csv_files_hold(page) -> None:
 def test_every_table_is_shown_somewhere() -> None:
     shown = {match["name"] for page in pages() for match in BLOCK.finditer(page.read_text())}
     assert shown == set(RENDERERS)
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_every_table_says_what_made_it(name: str) -> None:
+    text = RENDERERS[name]()
+    below = text if name == "results" else text.rstrip().split("\n\n", 1)[-1]
+    assert re.search(r"`(framework|python -m) |`results/\w+\.csv`", below), name
 
 
 def test_every_figure_is_drawn_recorded_shown_and_made_from_the_csv_as_it_is() -> None:

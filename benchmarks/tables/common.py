@@ -20,8 +20,19 @@ def table(render: Renderer) -> Renderer:
     return render
 
 
+#: the CSV files that were read, in order
+_read: list[str] = []
+
+
+def sources(render: Renderer) -> tuple[str, list[str]]:
+    """What a renderer gives, and the CSV files of `results/` that it has read for it."""
+    _read.clear()
+    return render(), list(dict.fromkeys(_read))
+
+
 def read(name: str) -> pd.DataFrame:
     """A CSV of `results/`, every value as the text that the program wrote."""
+    _read.append(name)
     return pd.read_csv(RESULTS / f"{name}.csv", dtype=str, keep_default_na=False)
 
 

@@ -41,7 +41,9 @@ def korigins_summary() -> str:
         ["E4, several colours", "near perfect; plain needs a larger field", not_run, ""],
         ["E5, parameters", "187 k with the layer = 1.4 M without", "best IoU: " + "; ".join(best.values()), ""],
     ]
-    return markdown(["experiment", "the paper's trend", "ours: epochs to 0.99 IoU, one per seed", "time"], rows)
+    return markdown(["experiment", "the paper's trend", "ours: epochs to 0.99 IoU, one per seed", "time"], rows) + (
+        provenance(epochs) + provenance(e5)
+    )
 
 
 @table

@@ -85,7 +85,9 @@ def loe_differences() -> str:
         last = (ours["psnr"] - other["psnr"]).dropna()
         rows.append([f"{a} - {b}", f"{best.mean():+.2f} ± {best.std():.2f}", f"{(best > 0).sum()} of {len(best)}",
                      f"{last.mean():+.2f} ± {last.std():.2f}", f"{(last > 0).sum()} of {len(last)}"])  # fmt: skip
-    return markdown(["difference", "best PSNR, dB", "above 0", "last PSNR, dB", "above 0"], rows)
+    return markdown(["difference", "best PSNR, dB", "above 0", "last PSNR, dB", "above 0"], rows) + provenance(
+        read("loe_study")
+    )
 
 
 @table
@@ -95,7 +97,7 @@ def loe_rates() -> str:
     frame = frame[frame["seed"] == frame["seed"].min()]
     means = frame.pivot_table(index="variant", columns="rate", values="best_psnr", sort=False).sort_index(axis=1)
     rows = [[str(name), *(f"{value:.2f}" for value in row)] for name, row in means.iterrows()]
-    return markdown(["variant", *(f"{rate:g}" for rate in means.columns)], rows)
+    return markdown(["variant", *(f"{rate:g}" for rate in means.columns)], rows) + provenance(read("loe_study"))
 
 
 def _loe_sweep() -> pd.DataFrame:

@@ -104,7 +104,8 @@ def key_filters_replacement() -> str:
 @table
 def key_filters_gains() -> str:
     """Top-1 with scales refitted to the network, and how much that is above Method B on the same pictures."""
-    frame = _replacement().set_index(["network", "recalibrated", "bank"])["top1"].sort_index()
+    replaced = _replacement()
+    frame = replaced.set_index(["network", "recalibrated", "bank"])["top1"].sort_index()
     stated = read("key_filters_untouched").groupby("network", sort=False).first()
     rows = []
     for network in stated.index:
@@ -115,7 +116,7 @@ def key_filters_gains() -> str:
             how = "recalibrated" if kind == "True" else "as replaced"
             rows.append([str(network), how, stated.loc[network, column], known["B"], *gains])
     header = ["network", "", "B, stated, original pictures", "B", "sigma-network", "sigma-layer", "sigma-filter"]
-    return markdown(header, rows)
+    return markdown(header, rows) + provenance(replaced.drop(columns="wall_s"))
 
 
 @table

@@ -1,7 +1,7 @@
 """The table of README.md, its rows keyed by method."""
 
 from benchmarks.tables import finola, kmunet, korigins, levels_of_experts, master_key
-from benchmarks.tables.common import markdown, table
+from benchmarks.tables.common import markdown, sources, table
 
 #: page -> name, paper, the explicit part, the measured headline
 METHODS = {
@@ -26,8 +26,11 @@ METHODS = {
 @table
 def methods() -> str:
     """One measured headline per method."""
-    rows = [
-        [f"[{name}]({url})" if url else name, part, headline(), f"[docs/{page}.md](docs/{page}.md)"]
-        for page, (name, url, part, headline) in METHODS.items()
-    ]
-    return markdown(["method", "explicit part", "measured here, at a reduced size", "page"], rows)
+    rows, files = [], []
+    for page, (name, url, part, headline) in METHODS.items():
+        figure, read = sources(headline)
+        rows.append([f"[{name}]({url})" if url else name, part, figure, f"[docs/{page}.md](docs/{page}.md)"])
+        files += read
+    made = ", ".join(f"`results/{file}.csv`" for file in files)
+    table = markdown(["method", "explicit part", "measured here, at a reduced size", "page"], rows)
+    return f"{table}\nFrom {made}; the command of each stands in [results/README.md](results/README.md).\n"

@@ -7,46 +7,111 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from framework.commands.cli import RUNS
-from framework.commands.study_cell import BUSY, DONE, STOPPED, cell_command, cell_folder, run_in_process
+from framework.commands.study_cell import (
+    BUSY,
+    DONE,
+    STOPPED,
+    WRONG,
+    cell_command,
+    cell_folder,
+    failure,
+    run_in_process,
+)
+from framework.commands.study_check import check_cells, check_files
+from framework.commands.study_form import find_label
 from framework.commands.study_plan import Cell, Study, load_study, study_names
-from framework.commands.study_record import Kept
+from framework.commands.study_record import Kept, StudyError
 from framework.commands.study_rows import keys_of, read_rows
+from framework.commands.study_server import STUDY
 from framework.errors import ConfigError
+from framework.main import import_modules
 from framework.provenance import portable
+
+#: options of the study itself
+_OWN = ("--out", "--only", "--jobs", "--dry-run", "--import", "--help")
 
 
 def run(args: Sequence[str]) -> int:
-    """Runs `framework study`; the exit status is 1 when a cell failed, 130 after Ctrl-C."""
-    options, extra = _parser().parse_known_args(list(args))
+    """Runs `framework study`.
+
+    Returns:
+        the exit status: 1 when a cell failed, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        ConfigError: the command or the study says what cannot be, or a cell has shown so.
+    """
+    words = joined(args)
+    options, extra = _parser().parse_known_args(words)
     if stray := [word for word in extra if not word.startswith("--") or "=" not in word]:
-        raise ConfigError(f"framework study: {stray[0]}: expected --key=value, which every cell's command gets")
+        raise ConfigError(
+            f"framework study: {stray[0]}: expected --key=value or --key value, which every cell's command gets"
+        )
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs: expected at least 1, got {options.jobs}")
+    modules = [*options.imports]
+    import_modules(modules)
     study = load_study(options.name, extra)
     out = Path(options.out or Path(RUNS, "studies", f"{study.name}.csv"))
-    modules = [*options.imports]
     console = Console(width=None if sys.stdout.isatty() else 160)
     cells = chosen_cells(study, options.only)
+    check_files(study, out, write=not options.dry_run)
+    done = keys_of(read_rows(out), study.columns)
+    todo = [cell for cell in cells if tuple(cell.key.values()) not in done]
+    check_cells(study, todo)
     if options.dry_run:
         for cell in cells:
-            done = tuple(cell.key.values()) in keys_of(read_rows(out), study.columns)
-            console.print(f"{'there' if done else 'to do'}  {cell_command(study, cell)}", soft_wrap=True, markup=False)
+            word = "to do" if cell in todo else "there"
+            console.print(f"{word}  {cell_command(study, cell)}", soft_wrap=True, markup=False)
         return 0
     warn_of_other_settings(study, out, console)
     command = shlex.join(portable(["framework", "study", *whole_command(args)]))
-    runner = Runner(study, out, command, modules, options.jobs, console)
-    status = runner.run(cells)
+    before = len(read_rows(out))
+    with _sigterm_as_ctrl_c():
+        runner = Runner(study, out, command, modules, options.jobs, console)
+        status = runner.run(cells)
     console.print(result_table(study, out))
-    console.print(f"written: {out}", soft_wrap=True)
+    console.print(what_was_written(before, len(read_rows(out)), out), soft_wrap=True, markup=False)
+    if runner.wrong:
+        raise StudyError(runner.wrong)
     return status
+
+
+def what_was_written(before: int, after: int, out: Path) -> str:
+    """The last line: whether there are new rows, and where."""
+    if after > before:
+        return f"written: {out}"
+    return f"no new row: {out} has the {before} of before" if after else f"no row was written: there is no {out}"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a study as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    def end(signum: int, frame: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +130,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="only print the cells and their commands")
     parser.add_argument("--import", dest="imports", action="append", default=[], help=argparse.SUPPRESS)
     return parser
+
+
+def joined(args: Sequence[str]) -> list[str]:
+    """`--key value` as `--key=value`, which `framework fit` takes both; the study's own options stay as they are."""
+    words: list[str] = []
+    stream = iter(args)
+    for word in stream:
+        foreign = word.startswith("--") and "=" not in word and word not in _OWN
+        value = next(stream, None) if foreign else None
+        if value is not None and value.startswith("--"):
+            words += [word, *joined([value, *stream])]
+            break
+        words.append(word if value is None else f"{word}={value}")
+    return words
 
 
 def whole_command(args: Sequence[str]) -> list[str]:
@@ -86,14 +165,18 @@ def chosen_cells(study: Study, only: Sequence[str]) -> list[Cell]:
     """
     wanted: dict[str, set[str]] = {}
     for word in only:
-        axis, equals, value = word.rpartition("=")
-        labels = dict.fromkeys(cell.key[axis] for cell in study.cells) if axis in study.columns else {}
-        if not equals or not labels:
-            raise ConfigError(f"--only {word}: expected axis=value with an axis of {', '.join(study.columns)}")
-        if value not in labels:
-            raise ConfigError(f"--only {word}: {axis} has no such value; there are {', '.join(labels)}")
-        wanted.setdefault(axis, set()).add(value)
-    return [cell for cell in study.cells if all(cell.key[axis] in values for axis, values in wanted.items())]
+        # an axis or a label may have a `=` in its name
+        axis = max((name for name in study.columns if word.startswith(f"{name}=")), key=len, default="")
+        if not axis:
+            raise ConfigError(
+                f"--only {word}: expected axis=value with an axis of {', '.join(study.columns) or 'none'}"
+            )
+        labels = dict.fromkeys(cell.key[axis] for cell in study.cells)
+        wanted.setdefault(axis, set()).add(find_label(f"--only {axis}", word[len(axis) + 1 :], labels))
+    cells = [cell for cell in study.cells if all(cell.key[axis] in values for axis, values in wanted.items())]
+    if not cells:
+        raise ConfigError(f"--only {' '.join(only)}: the study skips these combinations; there is no such cell")
+    return cells
 
 
 def warn_of_other_settings(study: Study, out: Path, console: Console) -> None:
@@ -139,11 +222,10 @@ class Runner:
     """
 
     def __init__(self, study: Study, out: Path, command: str, modules: list[str], jobs: int, console: Console) -> None:
-        if jobs < 1:
-            raise ConfigError(f"--jobs: expected at least 1, got {jobs}")
         self.study, self.out, self.command, self.modules, self.jobs = study, out, command, modules, jobs
         self.console = console
-        self.failed: list[Cell] = []
+        self.failed: dict[str, str] = {}
+        self.wrong = ""
         self.took: list[float] = []
         self.context = _processes()
         self.stopping = self.context.Event()
@@ -157,14 +239,13 @@ class Runner:
             try:
                 for phase in self._phases(cells):
                     self._run_all(phase)
-            except KeyboardInterrupt:
+                    if self.wrong:
+                        break
+            except KeyboardInterrupt as interrupt:
                 self.console.print("stopped; the same command goes on where this one was")
-                return STOPPED
-        for cell in self.failed:
-            log = cell_folder(self.study, cell, self.out) / "log.txt"
-            lines = log.read_text().strip().splitlines() if log.is_file() else []
-            self.console.print(f"failed: {cell.title}: {lines[-1] if lines else ''}", soft_wrap=True, markup=False)
-            self.console.print(f"  see {log}", soft_wrap=True, markup=False)
+                return 128 + signal.SIGTERM if isinstance(interrupt, Terminated) else STOPPED
+        for title, said in self.failed.items():
+            self.console.print(f"failed: {title}: error: {said}", soft_wrap=True, markup=False)
         return 1 if self.failed else 0
 
     def _phases(self, cells: Sequence[Cell]) -> Iterator[list[Cell]]:
@@ -185,7 +266,7 @@ class Runner:
         todo, busy = list(cells), list[Cell]()
         running: list[tuple[Cell, BaseProcess, float]] = []
         try:
-            while todo or running or busy:
+            while (todo or running or busy) and not self.wrong:
                 done = keys_of(read_rows(self.out), self.study.columns)
                 while todo and len(running) < self.jobs:
                     cell = todo.pop(0)
@@ -198,9 +279,9 @@ class Runner:
                     # another study runs these; look again, for that one may be killed
                     time.sleep(1.0)
                     todo, busy = busy, []
-        except KeyboardInterrupt:
-            self._stop(process for _, process, _ in running)
-            raise
+        finally:
+            # after Ctrl-C, or when one cell has shown that no other can have a row
+            self._stop([process for _, process, _ in running])
 
     def _start(self, cell: Cell) -> BaseProcess:
         arguments = (self.study, cell, self.out, self.command, self.modules, self.stopping)
@@ -223,12 +304,20 @@ class Runner:
             seconds = time.monotonic() - start
             self.took.append(seconds)
             if process.exitcode != DONE:
-                self.failed.append(cell)
+                self._note(cell, process.exitcode)
             word = "done" if process.exitcode == DONE else "failed"
             self.console.print(f"{word}: {cell.title} ({seconds:.0f} s)", markup=False, highlight=False)
             self.bar.advance(self.task)
         self._show_time_left()
         return busy
+
+    def _note(self, cell: Cell, exitcode: int | None) -> None:
+        folder = cell_folder(self.study, cell, self.out)
+        said = f"{failure(folder, exitcode)}\n  see {folder / 'log.txt'}"
+        if exitcode == WRONG:
+            self.wrong = f"{cell.title}: {said}"
+        else:
+            self.failed[cell.title] = said
 
     def _show_time_left(self) -> None:
         task = self.bar.tasks[0]
@@ -237,8 +326,10 @@ class Runner:
             left = (task.total - task.completed) * sum(seconds) / len(seconds) / self.jobs
             self.bar.update(self.task, left=f"about {left / 60:.0f} min left")
 
-    def _stop(self, processes: Iterator[BaseProcess]) -> None:
+    def _stop(self, processes: Sequence[BaseProcess]) -> None:
         """Hands Ctrl-C on, and waits for the checkpoints; a second Ctrl-C does not wait."""
+        if not processes:
+            return
         self.stopping.set()
         alive = [process for process in processes if process.is_alive()]
         for process in alive:
@@ -254,7 +345,8 @@ def _processes() -> multiprocessing.context.BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["framework.commands.study_cell"])
+    os.environ[STUDY] = str(os.getpid())
+    context.set_forkserver_preload(["framework.commands.study_server"])
     return context
 
 
@@ -270,6 +362,10 @@ def best_labels(
     for row in rows:
         if row["seed"] == first:
             group = values.setdefault(_others(row, axis, columns), {})
-            group.setdefault(row[axis], []).append(float(row[kept.figure]))
+            try:
+                group.setdefault(row[axis], []).append(float(row[kept.figure]))
+            except (KeyError, ValueError):
+                got = row.get(kept.figure, "nothing")
+                raise StudyError(f"choose.by: {kept.figure}: got {got} in a row, expected a number") from None
     means = {key: {name: sum(v) / len(v) for name, v in group.items()} for key, group in values.items()}
     return {key: kept.best(group) for key, group in means.items()}

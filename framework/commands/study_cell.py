@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,24 @@ import pandas as pd
 import torch
 
 from framework.commands.cli import RUNS
+from framework.commands.messages import message
 from framework.commands.precedence import load_checkpoint
 from framework.commands.run_folder import next_version
+from framework.commands.study_form import COSTS, MADE_BY
 from framework.commands.study_plan import Cell, Study
-from framework.commands.study_record import MissingFigure, RunRecord
+from framework.commands.study_record import MissingFigure, RunRecord, StudyError
 from framework.commands.study_rows import add_rows, keys_of, locked, read_rows
 from framework.errors import ConfigError, FrameworkError
-from framework.main import main
+from framework.main import import_modules, main
 from framework.provenance import environment, portable
 
-#: exit statuses of a cell's process
-DONE, FAILED, BUSY, STOPPED = 0, 1, 3, 130
+#: exit statuses of a cell's process; WRONG: what failed it fails every other cell too
+DONE, FAILED, BUSY, WRONG, STOPPED = 0, 1, 3, 4, 130
 
+#: in a cell's folder, what its last try failed with
+ERROR = "error.txt"
 _RECORD = f"{RunRecord.__module__}.{RunRecord.__qualname__}"
-_QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
+QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
 
 
 def cell_folder(study: Study, cell: Cell, out: Path) -> Path:
@@ -56,30 +60,46 @@ def run_in_process(study: Study, cell: Cell, out: Path, command: str, modules: l
     # Ctrl-C reaches the terminal's whole group; the study hands it on, once.
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _end_with_the_study()
     torch.set_num_threads(1)
     folder = cell_folder(study, cell, out)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR).unlink(missing_ok=True)
     with (folder / "log.txt").open("a", buffering=1) as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
         sys.stdout = sys.stderr = log
         try:
-            for module in modules:
-                importlib.import_module(module)
+            import_modules(modules)
             status = run_cell(study, cell, out, command, stopping)
         except KeyboardInterrupt:
             status = STOPPED
         except SystemExit as end:
             # Lightning ends the process after Ctrl-C
             status = STOPPED if end.code not in (None, 0) else FAILED
-        except FrameworkError as error:
-            print(f"error: {error}", file=sys.stderr)
-            status = FAILED
-        except BaseException:
-            traceback.print_exc()
-            status = FAILED
+        except BaseException as error:
+            status = _failed(error, folder)
     sys.exit(status)
+
+
+def _failed(error: BaseException, folder: Path) -> int:
+    """Leaves the message for the study and, of what is no message of ours, the traceback in the log."""
+    said = message(error)
+    if not isinstance(error, FrameworkError):
+        traceback.print_exc()
+    print(f"error: {said}", file=sys.stderr)
+    (folder / ERROR).write_text(said)
+    return WRONG if isinstance(error, StudyError) else FAILED
+
+
+def failure(folder: Path, exitcode: int | None) -> str:
+    """What a cell that failed has said."""
+    if (folder / ERROR).is_file():
+        return (folder / ERROR).read_text()
+    if exitcode is not None and exitcode < 0:
+        return f"its process was ended by {signal.Signals(-exitcode).name}; the system does so when memory runs out"
+    return f"its process ended with exit status {exitcode}"
 
 
 def _end_with_the_study() -> None:
@@ -114,9 +134,19 @@ def run_cell(study: Study, cell: Cell, out: Path, command: str, stopping: Event)
             # what a fit gives that Ctrl-C ended is not the cell's
             return STOPPED
         tail = {**costs, **where, "command": command, "run": cell_command(study, cell)}
+        _check_columns(study, {name for row in rows for name in row})
         add_rows(out, [{**cell.key, **row, **tail} for row in rows], study.columns, study.order())
         close(folder)
     return DONE
+
+
+def _check_columns(study: Study, columns: Collection[str]) -> None:
+    # what `keep` and `table` name was looked at before; this is what functions give
+    if wrong := sorted({*study.columns, *COSTS, *MADE_BY} & set(columns)):
+        raise StudyError(
+            f"{'rows' if study.rows else 'measure'}: gave the column {wrong[0]}, which every row has by itself; take "
+            "another name"
+        )
 
 
 def named(path: str) -> Callable[..., Any]:
@@ -127,14 +157,20 @@ def named(path: str) -> Callable[..., Any]:
     """
     module, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the module does when it is run
         raise ConfigError(f"{path}: expected module:function of a module that can be imported: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"{path}: expected a function, got a {type(found).__name__}")
+    return found
 
 
 def _function_rows(study: Study, cell: Cell) -> tuple[list[dict[str, Any]], dict[str, str]]:
     start, processor = time.monotonic(), time.process_time()
-    rows = [dict(row) for row in named(str(study.rows))(**cell.arguments)]
+    given = named(str(study.rows))(**cell.arguments)
+    rows = list(given) if isinstance(given, Iterable) and not isinstance(given, str | Mapping) else [given]
+    if wrong := [row for row in rows if not isinstance(row, Mapping)]:
+        raise StudyError(f"rows: {study.rows} gave {wrong[0]!r:.80}, expected a list of mappings, column: value")
     return rows, _costs(time.monotonic() - start, time.process_time() - processor)
 
 
@@ -158,7 +194,7 @@ def close(folder: Path) -> None:
 
 def _fit_rows(study: Study, cell: Cell, folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
     name = folder.relative_to(RUNS).as_posix()
-    common = [f"--name={name}", *_QUIET]
+    common = [f"--name={name}", *QUIET]
     record, cli = RunRecord(), None
     if study.fit:
         words = [*cell.words, *common, f"--trainer.callbacks+={_RECORD}"]
@@ -175,13 +211,22 @@ def _fit_rows(study: Study, cell: Cell, folder: Path) -> tuple[list[dict[str, An
     if study.measure is not None:
         if cli is None:
             cli = main(["validate", *cell.words, *common, f"--ckpt_path={chosen_checkpoint(folder, study.checkpoint)}"])
-        row |= named(study.measure)(cli.model, cli.datamodule)
+        row |= _measured(study, cli, row)
     rows = [row]
     if study.table is not None:
         rows = [{**row, **part} for part in _table_rows(study.table, _newest(folder))]
     done = {"parameters": parameters, "epochs": _epochs(curves), "steps": record.steps}
     rows = [{**(done if study.fit else {"parameters": parameters}), **row} for row in rows]
     return rows, _costs(*record.seconds)
+
+
+def _measured(study: Study, cli: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    given = named(str(study.measure))(cli.model, cli.datamodule)
+    if not isinstance(given, Mapping):
+        raise StudyError(f"measure: {study.measure} gave {given!r:.80}, expected a mapping, column: value")
+    if twice := [column for column in given if column in row]:
+        raise StudyError(f"measure: {study.measure} gave the column {twice[0]}, which `keep` has; take another name")
+    return dict(given)
 
 
 def _fit(words: list[str], checkpoint: Path | None) -> tuple[RunRecord, Any]:
@@ -210,11 +255,11 @@ def chosen_checkpoint(folder: Path, name: str) -> Path:
     """The newest checkpoint `name`; `best` over a resumption too: of several, the first with the best score.
 
     Raises:
-        ConfigError: the run wrote none.
+        StudyError: the run wrote none.
     """
     found = checkpoints(folder, name)
     if not found:
-        raise ConfigError(
+        raise StudyError(
             f"checkpoint: the run wrote no {name}.ckpt; there are best and last, unless they are turned off"
         )
     if name != "best" or len(found) == 1:
@@ -239,9 +284,7 @@ def _table_rows(table: tuple[str, dict[str, str]], folder: Path) -> Iterator[dic
     file, columns = table
     path = folder / file
     if not path.is_file():
-        raise ConfigError(
-            f"table.file: the run wrote no {file}; it wrote {', '.join(p.name for p in folder.iterdir())}"
-        )
+        raise StudyError(f"table.file: the run wrote no {file}; it wrote {', '.join(p.name for p in folder.iterdir())}")
     written = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
     for record in written:
         yield {column: record.get(source, "") for column, source in columns.items()}

@@ -11,15 +11,12 @@ from typing import Any
 
 import yaml
 
+from framework.commands.study_form import check_form, columns_of, find_label, label, labels_of, listed
 from framework.commands.study_record import Kept
 from framework.commands.values import arguments_of
+from framework.commands.yaml_files import load_yaml
 from framework.configs import config_names, find_config
 from framework.errors import ConfigError
-
-_KEYS = {"base", "set", "axes", "seeds", "skip", "choose", "fit", "test", "checkpoint", "keep", "table", "measure"}
-_KEYS |= {"rows"}
-#: keys of what calls a function instead of a fit
-_ROWS_KEYS = {"rows", "set", "axes", "skip"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,34 +76,35 @@ def load_study(name: str, extra: Sequence[str] = ()) -> Study:
     """
     path = find_study(name)
     try:
-        content = yaml.safe_load(path.read_text())
+        read = load_yaml(path.read_text())
+    except ConfigError as error:
+        raise ConfigError(f"study {name}: {error}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"study {name}: {path} cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"study {name}: expected keys and values at the top of {path}")
-    allowed = _ROWS_KEYS if "rows" in content else _KEYS
-    if unknown := [key for key in content if key not in allowed]:
-        near = difflib.get_close_matches(str(unknown[0]), sorted(allowed), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(allowed))}."
-        raise ConfigError(f"study {name}: there is no key {unknown[0]!r} in a study; {hint}")
+    content = check_form(name, read)
     short = _short_name(path)
     if "rows" in content:
-        return Study(short, _function_cells(name, content, extra), {}, fit=False, rows=str(content["rows"]))
-    if "base" not in content:
-        raise ConfigError(f"study {name}: `base` is missing: one configuration or a list, as `framework fit -c` takes")
-    choose = content.get("choose")
-    table = content.get("table")
-    return Study(
+        cells = _function_cells(content, extra)
+        return _with_cells(Study(short, cells, {}, fit=False, rows=content["rows"]), name)
+    choose, table = content.get("choose"), content.get("table")
+    study = Study(
         short,
-        list(_fit_cells(name, content, extra)),
-        {column: Kept.parse(f"keep.{column}", text) for column, text in (content.get("keep") or {}).items()},
-        fit=bool(content.get("fit", True)),
+        list(_fit_cells(content, extra)),
+        {column: Kept.parse(f"keep.{column}", text) for column, text in content.get("keep", {}).items()},
+        fit=content.get("fit", True),
         tests=_tests(content.get("test", False)),
-        checkpoint=str(content.get("checkpoint", "best")),
-        table=None if table is None else (str(table["file"]), _columns(table["columns"])),
+        checkpoint=content.get("checkpoint", "best"),
+        table=None if table is None else (table["file"], columns_of(table["columns"])),
         measure=content.get("measure"),
-        choose=None if choose is None else (str(choose["axis"]), Kept.parse("choose.by", choose["by"])),
+        choose=None if choose is None else (choose["axis"], Kept.parse("choose.by", choose["by"])),
     )
+    return _with_cells(study, name)
+
+
+def _with_cells(study: Study, name: str) -> Study:
+    if not study.cells:
+        raise ConfigError(f"study {name}: skip: leaves no cell of the study; take rules out")
+    return study
 
 
 def find_study(name: str) -> Path:
@@ -141,19 +139,18 @@ def _short_name(path: Path) -> str:
 # ---------------------------------------------------------------------------------------------------------- cells
 
 
-def _fit_cells(name: str, content: Mapping[str, Any], extra: Sequence[str]) -> Iterator[Cell]:
-    base = _listed(content["base"])
+def _fit_cells(content: Mapping[str, Any], extra: Sequence[str]) -> Iterator[Cell]:
+    base = listed(content["base"])
     for config in base:
         find_config(config)
-    seeds = content.get("seeds", [0])
     read: dict[str, dict[str, Any]] = {}
-    for seed, choices in itertools.product(seeds, list(_product(name, content.get("axes") or {}))):
-        key = {axis: label for axis, (label, _) in choices.items()} | {"seed": str(seed)}
-        if _skipped(key, content.get("skip") or []):
+    for seed, choices in itertools.product(content.get("seeds", [0]), list(_product(content.get("axes", {})))):
+        key = {axis: name for axis, (name, _) in choices.items()} | {"seed": str(seed)}
+        if _skipped(key, content):
             continue
-        configs, settings = list(base), dict(content.get("set") or {})
+        configs, settings = list(base), dict(content.get("set", {}))
         for _, (_, changes) in choices.items():
-            configs += _listed(changes.get("-c", []))
+            configs += listed(changes.get("-c", []))
             settings |= {k: v for k, v in changes.items() if k != "-c"}
         words = [word for config in configs for word in ("-c", config)]
         words += [assign(k, v) for k, v in settings.items()]
@@ -163,49 +160,41 @@ def _fit_cells(name: str, content: Mapping[str, Any], extra: Sequence[str]) -> I
         yield Cell(key, (*words, *extra))
 
 
-def _function_cells(name: str, content: Mapping[str, Any], extra: Sequence[str]) -> list[Cell]:
+def _function_cells(content: Mapping[str, Any], extra: Sequence[str]) -> list[Cell]:
     given = dict(word.removeprefix("--").split("=", 1) for word in extra if "=" in word)
     cells = []
-    for choices in _product(name, content.get("axes") or {}):
-        key = {axis: label for axis, (label, _) in choices.items()}
-        if not _skipped(key, content.get("skip") or []):
-            arguments = dict(content.get("set") or {})
+    for choices in _product(content.get("axes", {})):
+        key = {axis: name for axis, (name, _) in choices.items()}
+        if not _skipped(key, content):
+            arguments = dict(content.get("set", {}))
             for _, changes in choices.values():
                 arguments |= changes
             cells.append(Cell(key, (), arguments | {k: yaml.safe_load(v) for k, v in given.items()}))
     return cells
 
 
-def _product(name: str, axes: Mapping[str, Any]) -> Iterator[dict[str, tuple[str, dict[str, Any]]]]:
+def _product(axes: Mapping[str, Any]) -> Iterator[dict[str, tuple[str, dict[str, Any]]]]:
     """Every combination: axis -> (label, what it changes)."""
     choices = []
     for axis, values in axes.items():
         if isinstance(values, Mapping):
             options = [(label(k), dict(v or {})) for k, v in values.items()]
-        elif isinstance(values, list):
-            options = [(label(v), {axis: v}) for v in values]
         else:
-            raise ConfigError(f"study {name}: axes.{axis}: expected a list of values, or labels with what they change")
+            options = [(label(v), {axis: v}) for v in values]
         choices.append([(axis, option) for option in options])
     for combination in itertools.product(*choices):
         yield dict(combination)
 
 
-def label(value: Any) -> str:
-    """A value as it stands in a row."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _skipped(key: Mapping[str, str], rules: Sequence[Mapping[str, Any]]) -> bool:
+def _skipped(key: Mapping[str, str], content: Mapping[str, Any]) -> bool:
+    labels = labels_of(content)
     return any(
-        all(key.get(axis) in [label(w) for w in _listed(wanted)] for axis, wanted in rule.items()) for rule in rules
+        all(
+            key[axis] in [find_label(f"skip.{axis}", label(w), labels[axis]) for w in listed(wanted)]
+            for axis, wanted in rule.items()
+        )
+        for rule in content.get("skip", [])
     )
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) else [value]
 
 
 def assign(key: str, value: Any) -> str:
@@ -236,7 +225,7 @@ def _contents(config: str, read: dict[str, dict[str, Any]]) -> Iterator[dict[str
     """A configuration, after those that it builds on."""
     if config not in read:
         read[config] = yaml.safe_load(find_config(config).read_text()) or {}
-    for base in _listed(read[config].get("base") or []):
+    for base in listed(read[config].get("base") or []):
         yield from _contents(base, read)
     yield read[config]
 
@@ -256,11 +245,6 @@ def _tests(given: Any) -> dict[str, tuple[str, ...]]:
     tests = {}
     for name, changes in given.items():
         changes = changes or {}
-        configs = [word for config in _listed(changes.get("-c", [])) for word in ("-c", config)]
+        configs = [word for config in listed(changes.get("-c", [])) for word in ("-c", config)]
         tests[str(name)] = (*configs, *(assign(k, v) for k, v in changes.items() if k != "-c"))
     return tests
-
-
-def _columns(given: Any) -> dict[str, str]:
-    """Column of the row -> column of the table."""
-    return {c: c for c in given} if isinstance(given, list) else {str(k): str(v) for k, v in given.items()}

@@ -26,7 +26,11 @@ _SIGNS: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-class MissingFigure(ConfigError):
+class StudyError(ConfigError):
+    """What one cell has shown to be wrong with the whole study."""
+
+
+class MissingFigure(StudyError):
     """A study keeps what its runs do not have."""
 
 

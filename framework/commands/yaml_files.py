@@ -79,7 +79,7 @@ def parse(text: str) -> Any:
         ConfigError: not YAML, a key that stands twice, a value that holds itself, over 50 levels or 100,000 values.
     """
     try:
-        content = yaml.load(text, Loader=_Loader)  # a safe loader
+        content = load_yaml(text)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -87,6 +87,11 @@ def parse(text: str) -> Any:
         raise ConfigError(f"cannot be read as YAML: {said}") from error
     _count(content, [], [0])
     return content
+
+
+def load_yaml(text: str) -> Any:
+    """YAML as PyYAML's safe loader reads it; a key that stands twice in one mapping is a ConfigError."""
+    return yaml.load(text, Loader=_Loader)  # a safe loader
 
 
 def _text(path: Path) -> str:

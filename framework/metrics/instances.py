@@ -210,11 +210,13 @@ class InstanceFigure(Metric):
             self.counts += torch.tensor(counts, device=self.counts.device)
 
     def compute(self) -> Tensor:
-        """Scalar float32."""
+        """Scalar float32; NaN before the first picture."""
+        if not self.counts[3]:
+            return torch.full((), torch.nan, device=self.counts.device)
         kind, _, percent = self.figure.partition("_")
         if kind == "count":
             found, true, error, pictures = self.counts
-            values = {"": found, "true": true, "error": error / pictures.clamp(min=1)}
+            values = {"": found, "true": true, "error": error / pictures}
             return values[percent].float()
         if kind == "pq":
             return panoptic_quality(self.hits, self.false, self.missed, self.overlap)[0].float()

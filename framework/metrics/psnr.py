@@ -45,10 +45,10 @@ class ImagePSNR(Metric):
         self.values.index_add_(0, index, torch.full_like(squared_error, values))
 
     def compute(self) -> Tensor:
-        """Scalar float32, dB."""
+        """Scalar float32, dB; NaN before the first image."""
         self.per_image = 10 * torch.log10(PEAK**2 * self.values.double() / self.squared_error)
         seen = self.per_image[self.values > 0]
-        if self.reduction == "mean":
+        if self.reduction == "mean" or not len(seen):
             return seen.mean().float()
         return (seen.min() if self.reduction == "lowest" else seen.max()).float()
 
@@ -69,6 +69,12 @@ class _FloatPSNR(PeakSignalNoiseRatio):
             summed = error.sum(self.dim)
             self.sum_squared_error.append(summed)
             self.total.append(torch.full_like(summed, error.numel() // summed.numel(), dtype=torch.int64))
+
+    def compute(self) -> Tensor:
+        """Scalar float32, dB; NaN before the first image."""
+        if isinstance(self.total, list) and not self.total:
+            return torch.full((), torch.nan, device=self.device)
+        return super().compute()
 
 
 def float_psnr(dims: int = 4, data_range: float = 1.0) -> PeakSignalNoiseRatio:

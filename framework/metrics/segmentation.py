@@ -1,8 +1,8 @@
 """IoU and Dice of segmentations. All count on the device, in integers, in one confusion matrix.
 
 One rule for a class that occurs in neither prediction nor truth of the whole dataset: it has no figure of its own (NaN)
-and is left out of a mean. Where no foreground class occurs in either, prediction and truth agree and the mean is 1.
-Pixels whose truth is `ignore_index` count nowhere.
+and is left out of a mean. Where no foreground class occurs in either, prediction and truth agree and the mean is 1;
+where no pixel was counted at all there is no figure (NaN). Pixels whose truth is `ignore_index` count nowhere.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from framework.errors import ConfigError
+from framework.errors import ConfigError, DataError
 
 
 def iou_by_class(confusion: Tensor) -> Tensor:
@@ -80,6 +80,35 @@ def confusion_counts(preds: Tensor, target: Tensor, num_classes: int, ignore_ind
         return torch.bmm(truth.float().mT, said.float()).long().sum(0)
 
 
+def check_maps(preds: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> None:
+    """Refuses what cannot be counted. It reads extremes, and so waits for the device.
+
+    Args:
+        preds: (B, H, W) classes, or (B, C, H, W) scores in floating point.
+        target: (B, H, W) classes.
+        num_classes: C.
+        ignore_index: truth of pixels that do not count.
+
+    Raises:
+        DataError: other shapes or dtypes, or a class that is none of 0..C-1; names the value.
+    """
+    scores = preds.is_floating_point()
+    shape = (target.shape[0], num_classes, *target.shape[1:]) if scores and target.dim() else target.shape
+    if target.is_floating_point() or preds.shape != shape:
+        raise DataError(
+            f"preds and target: got {tuple(preds.shape)} {preds.dtype} and {tuple(target.shape)} {target.dtype}; "
+            f"expected classes of one shape such as (B, H, W), or (B, {num_classes}, H, W) scores beside classes"
+        )
+    counted = target if ignore_index is None else target[target != ignore_index]
+    for name, classes in (("target", counted), ("preds", None if scores else preds)):
+        if classes is None or classes.numel() == 0:
+            continue
+        wrong = [value for value in torch.stack(classes.aminmax()).tolist() if not 0 <= value < num_classes]
+        if wrong:
+            hint = f"; give ignore_index={wrong[0]} if it marks pixels without a label" if name == "target" else ""
+            raise DataError(f"{name}: got the class {wrong[0]}, expected 0 to {num_classes - 1} (num_classes){hint}")
+
+
 def without_class(values: Tensor, ignore_index: int | None) -> Tensor:
     """(C,) figures with NaN for the class whose pixels are ignored, if it is one of them."""
     if ignore_index is not None and 0 <= ignore_index < len(values):
@@ -111,11 +140,19 @@ class _Overlap(MulticlassConfusionMatrix):
         super().__init__(num_classes, ignore_index=ignore_index, validate_args=validate_args)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Counts one batch."""
+        """Counts one batch.
+
+        Raises:
+            DataError: what `check_maps` refuses, unless `validate_args` is false.
+        """
         if self.validate_args:
-            super().update(preds, target)
-        else:
-            self.confmat += confusion_counts(preds, target, self.num_classes, self.ignore_index)
+            check_maps(preds, target, self.num_classes, self.ignore_index)
+        self.confmat += confusion_counts(preds, target, self.num_classes, self.ignore_index)
+
+    def mean(self) -> Tensor:
+        """Over the foreground classes that occur; 1 where none does, NaN where no pixel was counted."""
+        mean = mean_over_present(self.by_class()).float()
+        return torch.where(self.confmat.sum() > 0, mean, torch.nan)
 
     def by_class(self) -> Tensor:
         """(C,) float64; NaN for classes that do not occur and for the one that is ignored."""
@@ -133,8 +170,8 @@ class ForegroundIoU(_Overlap):
     ratio = staticmethod(iou_by_class)
 
     def compute(self) -> Tensor:
-        """Scalar float32 in [0, 1]."""
-        return mean_over_present(self.by_class()).float()
+        """Scalar float32 in [0, 1]; NaN before the first pixel."""
+        return self.mean()
 
 
 class ForegroundDice(ForegroundIoU):
@@ -208,6 +245,7 @@ class BatchForegroundIoU(Metric):
     Args:
         num_classes: C, background (0) included.
         ignore_index: truth of pixels without a label.
+        validate_args: as in ForegroundIoU.
     """
 
     higher_is_better = True
@@ -215,21 +253,31 @@ class BatchForegroundIoU(Metric):
     full_state_update = False
     total: Tensor
     batches: Tensor
+    pixels: Tensor
 
-    def __init__(self, num_classes: int, ignore_index: int | None = None) -> None:
+    def __init__(self, num_classes: int, ignore_index: int | None = None, validate_args: bool = True) -> None:
         super().__init__()
-        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.num_classes, self.ignore_index, self.validate_args = num_classes, ignore_index, validate_args
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("batches", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("batches", "pixels"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Counts one batch of int64 (B, H, W) class maps."""
+        """Counts one batch of int64 (B, H, W) class maps.
+
+        Raises:
+            DataError: what `check_maps` refuses, unless `validate_args` is false.
+        """
+        if self.validate_args:
+            check_maps(preds, target, self.num_classes, self.ignore_index)
         confusion = confusion_counts(preds, target, self.num_classes, self.ignore_index)
         values = without_class(iou_by_class(confusion), self.ignore_index)
         present = ~values[1:].isnan().all()
         self.total += torch.where(present, mean_over_present(values), 0.0)
         self.batches += present
+        self.pixels += confusion.sum()
 
     def compute(self) -> Tensor:
-        """Scalar float32 in [0, 1]."""
-        return torch.where(self.batches > 0, self.total / self.batches, 1.0).float()
+        """Scalar float32 in [0, 1]; NaN before the first pixel."""
+        mean = torch.where(self.batches > 0, self.total / self.batches, 1.0).float()
+        return torch.where(self.pixels > 0, mean, torch.nan)

@@ -240,7 +240,7 @@ class KOriginsSegmentation(SegmentationMethod):
             "accuracy": MulticlassAccuracy(classes, average="micro", ignore_index=ignored, validate_args=False),
         }
         if self.attached_trainer is None or self.attached_trainer.world_size == 1:
-            metrics["iou_batch"] = BatchForegroundIoU(classes, ignored)
+            metrics["iou_batch"] = BatchForegroundIoU(classes, ignored, validate_args=False)
         return metrics
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -1,0 +1,145 @@
+"""What people know from Lightning and torch works here too, or ends in a message that says what to do."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torchmetrics import MeanSquaredError
+
+import datamodules
+from callbacks.origin_paths import OriginPaths
+from framework.commands.values import arguments_of
+from framework.errors import ConfigError
+from framework.figures import origin_paths
+from framework.figures.origins import nearest_class
+from framework.figures.style import PALETTE
+from models import KOriginsSegmentation
+from tests.helpers.methods import NoiseData
+from tests.helpers.small import Line, PointsData, quiet
+
+
+class Returns(Line):
+    """A line whose step returns what `make` makes of its loss."""
+
+    def __init__(self, make: Callable[[Tensor], Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.make = make
+
+    def step(self, batch, split):
+        return self.make(super().step(batch, split)["loss"])
+
+
+def test_a_step_may_return_the_loss_alone(tmp_path) -> None:
+    figures = []
+    for make in (lambda loss: loss, lambda loss: {"loss": loss}):
+        torch.manual_seed(0)
+        trainer, module = quiet(tmp_path, max_epochs=2, enable_checkpointing=False), Returns(make)
+        trainer.fit(module, PointsData(batch_size=5))
+        figures.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+    assert figures[0] == figures[1]
+    assert figures[0]["val/loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda loss: None, r"Returns.step: got NoneType, expected a dict with `loss`"),
+        (lambda loss: (loss, loss), r"Returns.step: got tuple, expected a dict with `loss`"),
+        (lambda loss: {"lose": loss}, r"Returns.step: got a dict with lose, expected a dict with `loss`"),
+        (lambda loss: loss.expand(2), r"Returns.step: got a loss of shape \(2,\), expected .* a scalar"),
+        (lambda loss: {"loss": 0.5}, r"Returns.step: got float, expected a dict with `loss`, a scalar"),
+    ],
+)
+def test_another_return_is_refused_by_name(tmp_path, make, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        quiet(tmp_path, max_epochs=1).fit(Returns(make), PointsData(batch_size=5))
+
+
+class Measured(Line):
+    """A line with a metric that gets nothing to count."""
+
+    update_metrics = Line.__mro__[1].update_metrics
+
+    def configure_metrics(self, split):
+        return {"mse": MeanSquaredError()}
+
+
+def test_metrics_without_anything_to_count_are_named(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"Measured.step: got loss, expected preds too, which the metrics count"):
+        quiet(tmp_path, max_epochs=1).fit(Measured(), PointsData(batch_size=5))
+
+
+# ------------------------------------------------------------------------------------------- states and initial values
+
+
+class FirstOrigins(Callback):
+    """Remembers the origins of the first layer when training starts."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.origins = pl_module.network.origin_parameters()[0].detach().clone()
+
+
+def begins_at(module: KOriginsSegmentation, folder) -> Tensor:
+    first = FirstOrigins()
+    trainer = quiet(folder, max_epochs=1, enable_checkpointing=False, callbacks=[first])
+    trainer.fit(module, NoiseData(1, 16))
+    return first.origins
+
+
+def korigins() -> KOriginsSegmentation:
+    return KOriginsSegmentation(rfl=8, width=2, class_mean=[0.2, 0.8], class_std=[0.1, 0.1])
+
+
+def test_a_state_that_was_given_counts_as_restored_and_a_copy_is_as_it_was(tmp_path) -> None:
+    untrained, given = korigins(), korigins()
+    copied = copy.deepcopy(untrained)
+    given.load_state_dict(untrained.state_dict())
+    before = untrained.network.origin_parameters()[0].detach().clone()
+    expected = torch.tensor([0.0, 0.4, 0.6, 1.0])  # mean - 2 std and mean + 2 std of both classes
+    for module in (untrained, copied):
+        begins = begins_at(module, tmp_path)
+        torch.testing.assert_close(begins.flatten().sort().values, expected)
+    assert torch.equal(begins_at(given, tmp_path), before)
+    assert not torch.allclose(before.flatten().sort().values, expected)
+
+
+# ----------------------------------------------------------------------------------------------------- paths of origins
+
+
+def test_the_paths_begin_before_the_first_step_also_after_a_resumption(tmp_path) -> None:
+    paths, first = OriginPaths(every_n_steps=1), FirstOrigins()
+    trainer = quiet(tmp_path, max_epochs=1, callbacks=[paths, first])
+    trainer.fit(korigins(), NoiseData(1, 16))
+    trainer.save_checkpoint(tmp_path / "whole.ckpt")
+    state = paths.state_dict()
+    assert state["epochs"] == [0.0, 0.5, 1.0]
+    np.testing.assert_array_equal(np.float32(state["paths"][0]), first.origins.mean(1).numpy())
+    assert state["paths"][1] != state["paths"][0]
+    again = OriginPaths(every_n_steps=1)
+    trainer = quiet(tmp_path, max_epochs=2, callbacks=[again])
+    trainer.fit(korigins(), NoiseData(1, 16), ckpt_path=tmp_path / "whole.ckpt")
+    assert again.state_dict()["epochs"] == [0.0, 0.5, 1.0, 1.5, 2.0]
+
+
+def test_a_path_has_the_colour_of_the_class_that_it_began_beside() -> None:
+    # class 1 has no pixels, class 2 lies at 7, the background at 1
+    histograms = np.array([[4, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 2]])
+    edges = np.linspace(0, 8, 5)
+    np.testing.assert_array_equal(nearest_class(np.array([-3.0, 3.9, 4.1, 99.0]), histograms, edges), [0, 0, 2, 2])
+    figure = origin_paths(np.array([[6.5, 0.0], [0.5, 7.0]]), np.array([0.0, 1.0]), histograms, edges)
+    colors = [line.get_color() for line in figure.axes[1].lines if line.get_marker() == "o"]
+    assert colors == [PALETTE[2], "0.55"]
+
+
+# --------------------------------------------------------------------------------------------------------- data modules
+
+
+# a training batch of Kodak is all pictures of a rank, so it has neither batches to choose nor a last one
+@pytest.mark.parametrize("name", sorted({*datamodules.__all__} - {"KodakDataModule"}))
+def test_every_data_module_has_the_keys_of_the_base(name: str) -> None:
+    assert {"batch_size", "num_workers", "seed", "drop_last"} <= set(arguments_of(getattr(datamodules, name)))
