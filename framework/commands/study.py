@@ -39,6 +39,8 @@ from framework.errors import ConfigError
 from framework.main import import_modules
 from framework.provenance import portable
 
+#: exit status after SIGTERM
+TERMINATED = 128 + signal.SIGTERM
 #: options of the study itself
 _OWN = ("--out", "--only", "--jobs", "--dry-run", "--import", "--help")
 
@@ -52,6 +54,15 @@ def run(args: Sequence[str]) -> int:
     Raises:
         ConfigError: the command or the study says what cannot be, or a cell has shown so.
     """
+    try:
+        with _sigterm_as_ctrl_c():
+            return _run(args)
+    except Terminated:
+        print("interrupted before the first cell; nothing was written", file=sys.stderr)
+        return TERMINATED
+
+
+def _run(args: Sequence[str]) -> int:
     words = joined(args)
     options, extra = _parser().parse_known_args(words)
     if stray := [word for word in extra if not word.startswith("--") or "=" not in word]:
@@ -78,9 +89,8 @@ def run(args: Sequence[str]) -> int:
     warn_of_other_settings(study, out, console)
     command = shlex.join(portable(["framework", "study", *whole_command(args)]))
     before = len(read_rows(out))
-    with _sigterm_as_ctrl_c():
-        runner = Runner(study, out, command, modules, options.jobs, console)
-        status = runner.run(cells)
+    runner = Runner(study, out, command, modules, options.jobs, console)
+    status = runner.run(cells)
     console.print(result_table(study, out))
     console.print(what_was_written(before, len(read_rows(out)), out), soft_wrap=True, markup=False)
     if runner.wrong:
@@ -243,7 +253,7 @@ class Runner:
                         break
             except KeyboardInterrupt as interrupt:
                 self.console.print("stopped; the same command goes on where this one was")
-                return 128 + signal.SIGTERM if isinstance(interrupt, Terminated) else STOPPED
+                return TERMINATED if isinstance(interrupt, Terminated) else STOPPED
         for title, said in self.failed.items():
             self.console.print(f"failed: {title}: error: {said}", soft_wrap=True, markup=False)
         return 1 if self.failed else 0

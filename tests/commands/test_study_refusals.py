@@ -2,6 +2,10 @@
 
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -249,3 +253,26 @@ def test_rows_that_were_there_are_not_called_written(here: Path, capsys: pytest.
     assert run(words) == 0
     assert "no new row: out.csv has the 3 of before" in capsys.readouterr().out
     assert len(read_rows(here / "out.csv")) == 3
+
+
+@pytest.mark.parametrize("moment", ["before a cell", "in its first cell"])
+def test_sigterm_while_a_study_starts_is_said_and_leaves_nothing_behind(here: Path, moment: str) -> None:
+    """As `timeout` ends a command: the whole group gets the signal."""
+    written(here, BASE | {"test": False, "keep": {}})
+    words = [sys.executable, "-m", "framework", "study", "study.yaml", "--out", "out.csv"]
+    place = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    shown = (here / "shown").open("w")
+    process = subprocess.Popen(
+        words, env=os.environ | place, stdout=shown, stderr=shown, start_new_session=True, text=True
+    )
+    watched = {"before a cell": "runs", "in its first cell": "runs/studies/study/*/log.txt"}[moment]
+    while process.poll() is None and not list(here.glob(watched)):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    status = process.wait()
+    said = (here / "shown").read_text()
+    assert status == 143, said
+    assert "stopped; the same command goes on" in said or "interrupted before the first cell" in said
+    assert "resource_tracker" not in said
+    assert "Traceback" not in said
+    assert not (here / "out.csv").exists()
