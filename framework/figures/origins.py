@@ -43,7 +43,7 @@ def origin_paths(
     for path, c in zip(paths.T, nearest_class(paths[0], histograms, edges), strict=True):
         right.plot(epochs, path, color=colors[c], linewidth=1.2)
         right.plot(epochs[-1], path[-1], "o", color=colors[c], markersize=4)
-    right.set_xlabel("epoch; colour: the class whose mean was nearest at the start")
+    right.set_xlabel("epoch; colour: nearest class at the start")
     right.set_title("origins over training")
     right.grid(alpha=0.25)
     low = min(float(edges[0]), float(paths.min()))
