@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from benchmarks import pictures
-from benchmarks.tables import BLOCK, RENDERERS, pages, whole
+from benchmarks import overview, pictures
+from benchmarks.tables import BLOCK, RENDERERS, master_key, pages, whole
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda p: p.name)
@@ -23,6 +23,10 @@ def test_every_table_says_what_made_it(name: str) -> None:
     text = RENDERERS[name]()
     below = text if name == "results" else text.rstrip().split("\n\n", 1)[-1]
     assert re.search(r"`(framework|python -m) |`results/\w+\.csv`", below), name
+
+
+def test_the_first_picture_shows_the_bank_of_the_first_table() -> None:
+    assert f"recalibrated, untrained: {overview.HEADLINE} " in master_key.headline()
 
 
 def test_every_figure_is_drawn_recorded_shown_and_made_from_the_csv_as_it_is() -> None:
