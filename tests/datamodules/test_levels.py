@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 from lightning.pytorch import Trainer
 from scipy import ndimage
 
@@ -13,8 +14,9 @@ from callbacks import PredictionWriter
 from datamodules import SegmentationDataModule
 from datamodules.masks import IGNORED, read_mask
 from datamodules.reading import Reading
+from framework import blocks
 from framework.errors import ConfigError
-from framework.levels import distance_levels, objects_of_levels
+from framework.levels import distance_levels, from_levels, objects_of_levels
 from models import KMUNet, KOriginsSegmentation
 from tests.datamodules.test_predictions import QUIET, discs
 
@@ -86,6 +88,34 @@ def test_a_part_of_a_mask_is_a_part_of_its_levels(tmp_path: Path) -> None:
     assert np.array_equal(part, whole[10:20, 5:44])
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_objects_that_are_looked_at_block_by_block_are_those_of_the_whole(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(seed)
+    noise = ndimage.gaussian_filter(rng.normal(size=(70, 90)), 2)
+    classes = np.digitize(noise / noise.std(), [0.2, 0.6, 1.0, 1.4]).astype(np.uint8)
+    monkeypatch.setattr(blocks, "BLOCK", 32)
+    monkeypatch.setattr(blocks, "MARGIN", 32)
+    size = classes.shape[0], classes.shape[1]
+    scratch = blocks.ArrayPlane(np.zeros(size, np.uint32))
+    objects = blocks.label_objects(blocks.ArrayPlane(classes), size, scratch, from_levels(4))
+    found = np.full(size, -1)
+    for y0, y1, x0, x1 in blocks.blocks(size):
+        found[y0:y1, x0:x1] = objects.read(y0, y1, x0, x1)
+    assert found.max() > 5
+    assert np.array_equal(found, objects_of_levels(classes, 4))
+
+
+def test_a_test_measures_objects_by_their_levels() -> None:
+    model, objects = KMUNet(width=2, stages=1, num_classes=5), discs()
+    model.preprocessing = {"targets": "distance", "levels": 4}
+    levels = torch.from_numpy(distance_levels(objects, 4))[None]
+    assert matched(objects, model.predicted_objects(levels)[0]) == 1
+    model.preprocessing = None  # the same numbers as background, inside and border
+    assert matched(objects, model.predicted_objects(levels)[0]) < 1
+
+
 @pytest.mark.parametrize("method", ["kmunet", "korigins"])
 def test_distances_train_and_come_back_as_label_images(tmp_path: Path, method: str) -> None:
     objects = discs(40)
@@ -108,6 +138,8 @@ def test_distances_train_and_come_back_as_label_images(tmp_path: Path, method: s
     trainer = Trainer(**QUIET, callbacks=[PredictionWriter(str(tmp_path / "out"))], default_root_dir=tmp_path)
     trainer.fit(model, data)
     assert model.preprocessing is None or model.preprocessing["targets"] == "distance"
+    (figures,) = trainer.test(model, data, verbose=False)
+    assert 0 <= figures["test/instance_f1_50"] <= 1
     trainer.predict(model, data, return_predictions=False)
     assert tifffile.imread(tmp_path / "out" / "s5_mask.tif").shape == (40, 40)
 
