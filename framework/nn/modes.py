@@ -1,6 +1,11 @@
 """How a layer is being run: by itself, or under something that follows every operation."""
 
+from typing import NoReturn
+
 import torch
+from torch import nn
+
+from framework.errors import ConfigError
 
 
 def followed() -> bool:
@@ -12,3 +17,18 @@ def followed() -> bool:
     """
     # torch has no public question for the last one; its own autograd.Function asks this
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+class Layer(nn.Module):
+    """A layer that is followed, not read: TorchScript's reader of Python would stop in the middle, in its own words."""
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Torch's hook, called by `torch.jit.script`.
+
+        Raises:
+            ConfigError: always; says what does work.
+        """
+        raise ConfigError(
+            f"{type(self).__name__}: torch.jit.script cannot read it; torch.export, torch.compile and torch.jit.trace "
+            "follow it for any batch and size"
+        )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from framework.errors import ConfigError, DataError
 from framework.nn.coordinates.segmented import as_autocast, chosen, segmented
 from framework.nn.coordinates.tiles import Tiles, batched_product, tiled_product
-from framework.nn.modes import followed
+from framework.nn.modes import Layer, followed
 
 Bias = Literal["shared", "per_expert", "none"]
 
@@ -113,7 +113,7 @@ def clip_segments(segments: Sequence[Segment], start: int, stop: int) -> list[Se
     return [Segment(*run) for run in cut if run[0] < run[1]]
 
 
-class ExpertLinear(nn.Module):
+class ExpertLinear(Layer):
     """A linear map with one weight matrix per expert: z_i = W[e_i] x_i + b.
 
     Args:

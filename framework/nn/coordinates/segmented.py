@@ -44,7 +44,7 @@ def chosen(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) -> Ten
     x, weight, bias = as_autocast(x), as_autocast(weight), None if bias is None else as_autocast(bias)
     out = x.new_full((), torch.nan).expand(*x.shape[:2], weight.shape[2])
     for e in range(weight.shape[1]):
-        own = x @ weight[:, e].mT
+        own = x @ weight[:, e].transpose(1, 2)
         if bias is not None:
             own = own + (bias[:, e] if bias.dim() == 3 else bias)[:, None]
         out = torch.where((index == e)[..., None], own, out)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from framework.errors import ConfigError
 from framework.nn.coordinates.experts import Bias, ExpertLinear, Segment
 from framework.nn.coordinates.tiles import Tiles
+from framework.nn.modes import Layer
 
 Grid = Literal["pixel_center", "inclusive"]
 
@@ -65,7 +66,7 @@ def siren_init_(layer: ExpertLinear, w0: float, first: bool, generators: Sequenc
             row.copy_((2 * draw - 1) * bounds[name])
 
 
-class SineLayer(nn.Module):
+class SineLayer(Layer):
     """sin(w0 (W[e] x + b)), one layer of a SIREN, with experts if there are several.
 
     The factor w0 is applied to weights and bias, which is the same number and touches far fewer values. The first

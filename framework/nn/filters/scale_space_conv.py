@@ -11,6 +11,7 @@ from framework.nn.filters.banks import match_filters
 from framework.nn.filters.dictionaries import dictionary, dictionary_parameters
 from framework.nn.filters.key_filters import COUNT, difference_tables, key_filter, key_filters_at
 from framework.nn.filters.scale_space import check_odd, remove_mean
+from framework.nn.modes import Layer
 
 _MIN_SIGMA = 1e-3
 
@@ -43,7 +44,7 @@ class SamePaddingConv2d(nn.Conv2d):
         return super().forward(pad_same(x, self.kernel_size, self.stride, self.dilation))
 
 
-class ScaleSpaceDepthwiseConv2d(nn.Module):
+class ScaleSpaceDepthwiseConv2d(Layer):
     """Depthwise convolution with kernel a * operator(sigma_x, sigma_y) + b in every channel.
 
     The operator's array has its mean removed and unit l2 norm, so that a and b are scale and mean of the kernel. It is

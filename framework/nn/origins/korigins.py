@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
-from framework.nn.modes import followed
+from framework.nn.modes import Layer, followed
 from framework.nn.precision import at_least_float32, full_precision
 
 
-class KOrigins(nn.Module):
+class KOrigins(Layer):
     """Shift every input channel by K trainable intensity origins: Y[k * N + c] = X[c] - w[k, c].
 
     Section 2 of arXiv 2409.02281 (Y_k = X - J w_k). The subtraction is done in at least float32 under autocast too,
@@ -128,7 +128,7 @@ def _default_device(weights: Any) -> torch.device:
     return weights.device if isinstance(weights, Tensor) else torch.get_default_device()
 
 
-class FoldedKOrigins(nn.Module):
+class FoldedKOrigins(Layer):
     """A K-Origins layer and the convolution behind it as one plain convolution; made by :func:`fold_korigins`.
 
     Attributes:

@@ -6,10 +6,10 @@ import zlib
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from framework.errors import CheckpointError, ConfigError
-from framework.nn.modes import followed
+from framework.nn.modes import Layer, followed
 from framework.nn.splines.bspline import SplineGrid, projection_error, projection_matrix, refinement_matrix
 from framework.nn.splines.expansion import Base
 from framework.nn.splines.low_rank import compose, factorise, weighted_gram
@@ -18,7 +18,7 @@ from framework.nn.splines.low_rank import compose, factorise, weighted_gram
 _COMPUTED = ("parametrizations.coefficients.original", "coefficients_orig")
 
 
-class StoredCoefficients(nn.Module):
+class StoredCoefficients(Layer):
     """How coefficients, their grid and its code are stored and loaded; see `SplineCoefficients`."""
 
     coefficients: Tensor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
-from framework.nn.modes import followed
+from framework.nn.modes import Layer, followed
 from framework.nn.waves.options import Compile, Rollout
 from framework.nn.waves.plain import plain_map
 from framework.nn.waves.routes import Route
@@ -85,7 +85,7 @@ def _paths(q: Tensor, one_by_one: bool) -> Sequence[Tensor]:
     return q.split(1, 1) if one_by_one else (q,)
 
 
-class Finola(nn.Module):
+class Finola(Layer):
     """Grows feature maps from vectors: FINOLA (arXiv 2305.16319, 2310.12976; docs/finola.md, "The rollout").
 
     `separable` walks along one axis first and across it afterwards, once row first and once column first, and averages
