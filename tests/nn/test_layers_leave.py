@@ -17,3 +17,9 @@ def test_runs_in_onnxruntime_at_other_sizes(name) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_is_right_or_says_so(name, habit) -> None:
     assert verdict(habit, name) != WRONG
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_scripting_says_what_does_work(name) -> None:
+    assert verdict("script", name).startswith("ConfigError: ")
+    assert "torch.export" in verdict("script", name)
