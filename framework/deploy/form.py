@@ -93,7 +93,8 @@ class InferenceForm:
         reference: what it must equal, called with the same arguments; usually the method.
         classes: the output's channel axis holds logits of classes: their names, or their numbers.
         refused: precisions that it cannot have, and why.
-        apart: names of modules that `int8` leaves in float32.
+        apart: products (convolutions, linear layers) that `int8` leaves in float32, by their place from the input on,
+            negative from the output on.
         extra: further plain values for the report.
     """
 
@@ -104,7 +105,7 @@ class InferenceForm:
     reference: Callable[..., Tensor]
     classes: Sequence[str] | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
-    apart: tuple[str, ...] = ()
+    apart: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def draw(self, sizes: Mapping[str, int], seed: int = 0) -> tuple[Tensor, ...]:

@@ -33,7 +33,7 @@ def quantise(path: Path, form: InferenceForm, batches: Sequence[Sequence[np.ndar
 
     Args:
         path: the file, rewritten.
-        form: of the file; the modules that it names in `apart` stay in float32.
+        form: of the file; the products that it names in `apart` stay in float32.
         batches: inputs in the order of the form's.
 
     Raises:
@@ -47,7 +47,8 @@ def quantise(path: Path, form: InferenceForm, batches: Sequence[Sequence[np.ndar
         raise ConfigError("calibration: the data has no picture in its validation split; give a larger one")
     onnx, tools = need("onnx"), need("onnxruntime.quantization")
     graph = onnx.load(str(path))
-    apart = [node.name for node in graph.graph.node if any(name in _scopes(node) for name in form.apart)]
+    products = [node.name for node in graph.graph.node if node.op_type in PRODUCTS]
+    apart = [products[place] for place in form.apart]
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # advice for other devices
@@ -70,8 +71,3 @@ def quantise(path: Path, form: InferenceForm, batches: Sequence[Sequence[np.ndar
 
 def _reader(tools: Any, form: InferenceForm, batches: Sequence[Sequence[np.ndarray]]) -> Any:
     return type("Batches", (_Batches, tools.CalibrationDataReader), {})(form, batches)
-
-
-def _scopes(node: Any) -> str:
-    """Names of the modules that a node of the graph comes from."""
-    return next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")

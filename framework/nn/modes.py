@@ -30,5 +30,5 @@ class Layer(nn.Module):
         """
         raise ConfigError(
             f"{type(self).__name__}: torch.jit.script cannot read it; torch.export, torch.compile and torch.jit.trace "
-            "follow it for any batch and size"
+            "follow it"
         )

@@ -60,6 +60,6 @@ def forms(method: "KOriginsSegmentation") -> list[InferenceForm]:
         class_words(preprocessing, network.head.out_channels),
         "raw intensities, not normalised" if raw else "normalised as `preprocessing` says",
         refused={"bf16": SIXTEEN_BITS, "fp16": SIXTEEN_BITS},
-        apart=("module.network.encoder.0",),
+        apart=(0, -2, -1),  # what sees raw intensities, and the level that tells the classes apart
     )
     return [form]
