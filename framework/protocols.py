@@ -5,7 +5,7 @@ A class has a protocol when it has its methods; nothing is to be inherited or re
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from lightning.pytorch import LightningModule
@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from framework.deploy.form import InferenceForm
 from framework.nn.splines.pruning import ChannelGroup
+
+if TYPE_CHECKING:
+    from framework.deploy.form import InferenceForm
 
 # ---------------------------------------------------------------------- asked of a data module
 
@@ -272,6 +274,6 @@ class Shrinks(Protocol):
 class HasInferenceForms(Protocol):
     """A method that can leave the trainer: `framework export`."""
 
-    def inference_forms(self) -> Sequence[InferenceForm]:
+    def inference_forms(self) -> "Sequence[InferenceForm]":
         """Plain modules with what goes in and comes out."""
         ...

@@ -1,4 +1,4 @@
-"""Tables of docs/deploy.md and of the layers in docs/layers.md."""
+"""Table of docs/deploy.md."""
 
 from benchmarks.tables.common import markdown, provenance, read, table
 
@@ -20,19 +20,3 @@ def export() -> str:
     header = ["method", "file", "form", "KiB", "largest difference", "one sample, CPU ms", "times as quick",
               "memory, MiB", "Dice or accuracy"]  # fmt: skip
     return markdown(header, rows) + provenance(frame)
-
-
-@table
-def layers() -> str:
-    """Every layer under every habit; what it does not do in words below."""
-    frame = read("layers")
-    habits = list(frame.columns[1 : list(frame.columns).index("hardware")])
-    notes: dict[str, int] = {}
-    rows = []
-    for _, row in frame.iterrows():
-        cells = [
-            row[h] if row[h] in ("yes", "WRONG") else f"({notes.setdefault(row[h], len(notes) + 1)})" for h in habits
-        ]
-        rows.append([str(row["layer"]), *cells])
-    said = "".join(f"\n({number}) {text.replace('|', '/')}\n" for text, number in notes.items())
-    return markdown(["layer", *(h.replace("_", " ") for h in habits)], rows) + said + provenance(frame)

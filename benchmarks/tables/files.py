@@ -21,6 +21,7 @@ FILES = {
     "kmunet_study": "KM-UNet, extended and pruned, beside U-Nets on nuclei",
     "korigins_e5": "parameter efficiency (E5) in small; nothing reaches the goal",
     "korigins_epochs": "epochs to 0.99 IoU with K-Origins, without, with controls (E1, E2)",
+    "layers": "every layer under every habit of torch code: yes, or what it says",
     "launches": "launches of one training step of every method, in both forms",
     "loe_memory": "peak memory of a step of an expert network",
     "loe_step": "time of a step of an expert network in every formulation",

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
+from framework.protocols import HasInferenceForms
 
 Format = Literal["pt2", "onnx", "torchscript", "bioimageio"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
@@ -146,12 +147,12 @@ def forms_of(module: nn.Module, example: Any = None) -> list[InferenceForm]:
         ConfigError: neither.
     """
     if example is None:
-        if not hasattr(module, "inference_forms"):
+        if not isinstance(module, HasInferenceForms):
             raise ConfigError(
                 f"export: {type(module).__name__} has no inference_forms(); add it (docs/deploy.md), or give "
                 "example=, an input or a tuple of them"
             )
-        return list(cast(Any, module).inference_forms())
+        return list(module.inference_forms())
     inputs = example if isinstance(example, tuple) else (example,)
     ports = tuple(_port(f"input_{i}" if i else "input", tensor) for i, tensor in enumerate(inputs))
     output = Port("output", (Axis("batch"),), -math.inf, math.inf, "what the module gives back")
