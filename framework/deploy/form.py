@@ -141,7 +141,7 @@ def forms_of(module: nn.Module, example: Any = None) -> list[InferenceForm]:
     Args:
         module: with `inference_forms()`, or any module that gives back one tensor.
         example: its input (batch first), or a tuple of them, where it has no forms of its own. Of four axes the last
-            two are height and width, of others the first is the batch and the rest is fixed.
+            two are height and width, any from half the example's on; of others the first is the batch, the rest fixed.
 
     Raises:
         ConfigError: neither.
@@ -164,7 +164,7 @@ def _port(name: str, tensor: Tensor) -> Port:
     axes = tuple(
         Axis("batch")
         if i == 0
-        else Axis(("height", "width")[i - last], 2)
+        else Axis(("height", "width")[i - last], max(2, n // 2))
         if i >= last
         else Axis(f"{name}_{i}", fixed=n)
         for i, n in enumerate(tensor.shape)
