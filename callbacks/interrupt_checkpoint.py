@@ -1,12 +1,10 @@
 """Ctrl-C leaves a checkpoint."""
 
-from pathlib import Path
-
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from framework.distributed import is_distributed, say
+from framework.distributed import agreed_run_folder, is_distributed, say
 from framework.signals import Interrupted
 
 
@@ -27,6 +25,6 @@ class InterruptCheckpoint(Callback):
             return
         if not isinstance(exception, Interrupted | SIGTERMException) and is_distributed():
             return  # raised here alone: saving would wait for the others, who do not come
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
+        path = agreed_run_folder(trainer) / "checkpoints" / "interrupted.ckpt"
         trainer.save_checkpoint(path)
         say(f"interrupted; go on with the same command and --ckpt_path {path}")

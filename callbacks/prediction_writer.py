@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from skimage import io
 
 from callbacks.tile_progress import tile_progress
-from framework.distributed import checksum, say
+from framework.distributed import agreed_run_folder, checksum, say
 from framework.errors import ConfigError, DataError
 from framework.protocols import Large, NamesSamples, PredictsInTiles, WritesPredictions
 from framework.signals import arrived
@@ -47,7 +47,7 @@ class PredictionWriter(BasePredictionWriter):
         Raises:
             ConfigError: probabilities or overlays that nobody gives. DataError: a folder that cannot be made.
         """
-        self.folder = Path(self.output_dir or Path(trainer.log_dir or trainer.default_root_dir) / "predictions")
+        self.folder = Path(self.output_dir or agreed_run_folder(trainer) / "predictions")
         if stage != "predict":
             return
         try:

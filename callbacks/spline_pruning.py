@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -12,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
 from framework.compat import averaged_models
-from framework.distributed import add_over_ranks, say
+from framework.distributed import add_over_ranks, agreed_run_folder, say
 from framework.errors import ConfigError
 from framework.nn import SplineLayer, SplineMoments, observe, spline_layers
 from framework.nn.splines.optimizer import stop_momentum
@@ -196,7 +195,7 @@ class SplinePruning(Callback):
         """Writes the smaller network."""
         if not self.structural or not isinstance(pl_module, Shrinks) or getattr(trainer, "fast_dev_run", False):
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"  # a collective: on all ranks
+        folder = agreed_run_folder(trainer) / "checkpoints"
         if not trainer.is_global_zero:
             return
         smaller = pl_module.shrunk()

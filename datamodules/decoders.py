@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datamodules.io import Picture
+from datamodules.picture import Picture
 from framework.errors import DataError, few
 
 _MICROMETRES = {

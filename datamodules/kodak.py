@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from datamodules.download import download
 from datamodules.io import read_rgb, stem
 from framework.data import BaseDataModule
+from framework.distributed import ranks_of
 from framework.errors import ConfigError, DataError
 from framework.nn import Grid, coordinate_grid
 
@@ -155,7 +156,7 @@ class KodakDataModule(BaseDataModule):
 
     def _rank_batch(self) -> dict[str, Tensor]:
         dataset = self._dataset()
-        world_size, rank = self._ranks()
+        world_size, rank = ranks_of(self.trainer)
         if world_size > len(dataset):
             raise ConfigError(
                 f"trainer.devices: {world_size} processes for {len(dataset)} images; every process owns at least one "

@@ -7,7 +7,8 @@ import numpy as np
 from scipy import ndimage
 
 from datamodules.augmentation import Box, cut
-from datamodules.io import Picture, open_picture
+from datamodules.io import open_picture
+from datamodules.picture import Picture
 from datamodules.planes import plane
 from datamodules.reading import Reading
 from framework.errors import DataError

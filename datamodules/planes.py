@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.io import PLANE, Picture, open_picture
+from datamodules.io import PLANE, open_picture
+from datamodules.picture import Picture
 from datamodules.reading import Slices
 from framework.errors import DataError
 

@@ -8,7 +8,7 @@ import pandas as pd
 import tifffile
 from skimage.measure import label, regionprops_table
 
-from datamodules.io import Picture
+from datamodules.picture import Picture
 from datamodules.reading import Reading
 from datamodules.unfinished import refuse_existing, writing
 from framework.blocks import ArrayPlane, blocks, label_objects

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from datamodules.io import Picture
+from datamodules.picture import Picture
 from datamodules.planes import image_of
 from datamodules.reading import Reading
 from datamodules.segmentation_data import normalized

@@ -3,13 +3,16 @@
 A test (`tests/test_compat.py`) fails when one of these changes.
 """
 
+import functools
+import inspect
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from torch import nn
 from torch.distributed.distributed_c10d import _get_default_store
@@ -68,3 +71,63 @@ def release_children() -> None:
     for thread in threading.enumerate():
         if thread.name == "child-process-observer":
             thread._child_processes = []  # type: ignore[attr-defined]
+
+
+def leave_to_ranks(module: nn.Module, names: Sequence[str]) -> None:
+    """Keeps DDP from averaging these parameters and from making them equal (torch 2.15)."""
+    module._ddp_params_and_buffers_to_ignore = list(names)  # type: ignore[assignment]
+
+
+def left_to_ranks(module: nn.Module) -> set[str]:
+    """The names that `leave_to_ranks` was given."""
+    return set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
+
+
+def class_of_partial(partial: functools.partial) -> type | None:
+    """The class behind a callable of a configuration: partial(wrapper, instantiator, class, **init_args).
+
+    None for a plain partial, which has no class among its arguments (jsonargparse 4.53).
+    """
+    return next((a for a in reversed(partial.args) if inspect.isclass(a)), None)
+
+
+def parser_keys(parser: LightningArgumentParser) -> list[str]:
+    """Every key of a parser, "trainer.max_epochs" and the like (jsonargparse 4.53)."""
+    return [action.dest for action in parser._actions if action.dest and action.dest != "help"]
+
+
+def is_parsing_error(error: BaseException) -> bool:
+    """Whether jsonargparse raises this for values that fit no class of a union (jsonargparse 4.53)."""
+    return "Union subtypes" in str(error)
+
+
+class HookedCLI(LightningCLI):
+    """LightningCLI with names of our own for the private hooks that it is changed by (lightning 2.6.6)."""
+
+    def take_checkpoint(self) -> None:
+        """After parsing, before anything is built; in place of what LightningCLI does with `ckpt_path`."""
+
+    def build_trainer(self, arguments: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """The Trainer, from its parsed arguments and the callbacks that have a section of their own."""
+        return super()._instantiate_trainer(arguments, callbacks)
+
+    def verb_arguments(self, verb: str) -> dict[str, Any]:
+        """What `trainer.fit` (validate, test, predict) is called with."""
+        return super()._prepare_subcommand_kwargs(verb)
+
+    def chosen(self, key: str) -> Any:
+        """The parsed value of a key of the running verb."""
+        return self._get(self.config, key)
+
+    def keys_of(self, verb: str) -> list[str]:
+        """All keys of a verb; none for a verb that there is not."""
+        return parser_keys(self._subcommand_parsers[verb]) if verb in self._subcommand_parsers else []
+
+    def _parse_ckpt_path(self) -> None:
+        self.take_checkpoint()
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        return self.build_trainer(config, callbacks)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return self.verb_arguments(subcommand)

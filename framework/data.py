@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
-from framework.distributed import EpochSampler, UnpaddedDistributedSampler
+from framework.distributed import EpochSampler, UnpaddedDistributedSampler, ranks_of
 from framework.errors import ConfigError
 
 
@@ -71,7 +71,7 @@ class BaseDataModule(LightningDataModule):
 
     def _check_ranks(self, stage: str, splits: Sequence[str]) -> None:
         # Here every rank raises; later, the rank without a sample would fail alone and leave the others waiting.
-        world_size = self._ranks()[0]
+        world_size = ranks_of(self.trainer)[0]
         for split in splits:
             dataset = self.datasets[split]
             unused = split == "train" or (stage == "fit" and getattr(self.trainer, "limit_val_batches", None) == 0)
@@ -86,7 +86,7 @@ class BaseDataModule(LightningDataModule):
         dataset = cast(Any, self.datasets["train"])
         if len(dataset) == 0:
             raise ConfigError(f"{type(self).__name__}: the train split is empty")
-        world_size, rank = self._ranks()
+        world_size, rank = ranks_of(self.trainer)
         sampler = EpochSampler(dataset, world_size, rank, seed=self.seed)
         # With workers, a resumed run fetches its first batches before Lightning sets the epoch.
         sampler.set_epoch(self.trainer.current_epoch if self.trainer is not None else 0)
@@ -118,7 +118,7 @@ class BaseDataModule(LightningDataModule):
 
     def _evaluation_loader(self, split: str) -> DataLoader:
         dataset = cast(Any, self.datasets[split])
-        return self._loader(dataset, self.eval_batch_size, UnpaddedDistributedSampler(dataset, *self._ranks()))
+        return self._loader(dataset, self.eval_batch_size, UnpaddedDistributedSampler(dataset, *ranks_of(self.trainer)))
 
     def _loader(self, dataset: Dataset, batch_size: int, sampler: Any, drop_last: bool = False) -> DataLoader:
         return DataLoader(
@@ -130,9 +130,6 @@ class BaseDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
-
-    def _ranks(self) -> tuple[int, int]:
-        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 
 
 def spread(length: int, count: int, labels: Sequence[int] | None = None) -> list[int]:

@@ -93,7 +93,13 @@ def add_over_ranks(tensors: Iterable[Tensor], device: torch.device) -> None:
 
 def run_folder(trainer: Trainer) -> Path:
     """The folder of this run, on this rank: `trainer.log_dir` asks all ranks, and must not be read on one alone."""
-    return Path(getattr(trainer.loggers[0], "log_dir", None) or trainer.default_root_dir)
+    named = [getattr(logger, "log_dir", None) for logger in trainer.loggers[:1]]
+    return Path(next(filter(None, named), trainer.default_root_dir))
+
+
+def agreed_run_folder(trainer: Trainer) -> Path:
+    """The folder of this run as the first rank names it. A collective."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 @rank_zero_only
@@ -144,6 +150,11 @@ def same_on_all_ranks(tensors: Mapping[str, Tensor]) -> bool:
 def ranks() -> tuple[int, int]:
     """(number of ranks, this rank); (1, 0) outside a process group."""
     return (dist.get_world_size(), dist.get_rank()) if is_distributed() else (1, 0)
+
+
+def ranks_of(trainer: Trainer | None) -> tuple[int, int]:
+    """(number of ranks, this rank) of a Trainer, whose process group may not be there yet; (1, 0) without one."""
+    return (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
 
 
 def gather_lists(items: list) -> list:

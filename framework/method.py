@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from framework.compat import averaged_models
+from framework.compat import averaged_models, left_to_ranks
 from framework.distributed import broadcast_tensors
 from framework.errors import ConfigError, few
 from framework.guards import kept, once
@@ -145,7 +145,7 @@ class BaseMethod(StoredModule):
             if self.initial_weights is not None and not evaluating:
                 take_over(self, self.initial_weights)
             if isinstance(trainer.strategy, DDPStrategy):
-                own = set(getattr(self, "_ddp_params_and_buffers_to_ignore", ()))
+                own = left_to_ranks(self)
                 named = [*self.named_parameters(), *self.named_buffers()]
                 broadcast_tensors(tensor.detach() for name, tensor in named if name not in own)
             for average in averaged_models(trainer):  # copied before

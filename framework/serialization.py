@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from framework.compat import class_of_partial
 from framework.errors import ConfigError
 
 
@@ -61,10 +62,9 @@ def factory(spec: Any, key: str) -> Callable[..., Any]:
     Raises:
         ConfigError: `spec` is neither.
     """
-    classes = [a for a in spec.args if inspect.isclass(a)] if isinstance(spec, functools.partial) else []
-    if classes:
+    if isinstance(spec, functools.partial) and (target := class_of_partial(spec)):
         # The command line's wrapper holds its parser, and through it the whole run; a copy of a method must not.
-        return functools.partial(classes[-1], **spec.keywords)
+        return functools.partial(target, **spec.keywords)
     if callable(spec):
         return spec
     if isinstance(spec, Mapping) and "class_path" in spec:
@@ -101,11 +101,7 @@ def to_plain(value: Any) -> Any:
 
 
 def _partial_to_plain(partial: functools.partial) -> dict[str, Any]:
-    target, args = partial.func, partial.args
-    # jsonargparse hands over partial(wrapper, instantiator, cls, **kwargs) for a class of the configuration
-    classes = [a for a in args if inspect.isclass(a)]
-    if classes:
-        target = classes[-1]
-    elif args:
-        raise NotPlain(f"functools.partial with positional arguments {args!r}")
-    return {**to_plain(target), "init_args": to_plain(partial.keywords)}
+    target = class_of_partial(partial)
+    if target is None and partial.args:
+        raise NotPlain(f"functools.partial with positional arguments {partial.args!r}")
+    return {**to_plain(target or partial.func), "init_args": to_plain(partial.keywords)}

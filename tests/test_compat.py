@@ -1,15 +1,23 @@
 """What `framework.compat` leans on is still as it was read: each test fails when the other library changes it."""
 
+import functools
+import inspect
 import signal
 import threading
 from typing import Any, cast
 
 import pytest
+import torch
+import torch.distributed as dist
+from jsonargparse import ArgumentParser
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.cli import LightningCLI, OptimizerCallable
+from torch import nn
 from torch.distributed import TCPStore
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from framework import compat
@@ -93,3 +101,44 @@ def test_stores_can_be_asked_by_a_second_thread() -> None:
     assert other.check(["key"])
     assert other.get("key") == b"value"
     assert callable(compat.default_store)
+
+
+def test_ddp_leaves_alone_what_it_is_told_to() -> None:
+    dist.init_process_group("gloo", store=TCPStore("127.0.0.1", 0, is_master=True), rank=0, world_size=1)
+    try:
+        module = nn.ModuleDict({"own": nn.Linear(2, 2), "shared": nn.Linear(2, 2)})
+        compat.leave_to_ranks(module, ["own.weight", "own.bias"])
+        assert compat.left_to_ranks(module) == {"own.weight", "own.bias"}
+        DistributedDataParallel(module)
+        compat.leave_to_ranks(module, [name for name, _ in module.named_parameters()])
+        with pytest.raises(RuntimeError, match="doesn't have any parameters"):
+            DistributedDataParallel(module)
+    finally:
+        dist.destroy_process_group()
+
+
+class Optimized:
+    def __init__(self, optimizer: OptimizerCallable) -> None:
+        self.optimizer = optimizer
+
+
+def test_a_parsed_callable_tells_its_class() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Optimized, "it")
+    config = parser.parse_object({"it": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}}})
+    optimizer = parser.instantiate_classes(config).it.optimizer
+    assert compat.class_of_partial(optimizer) is torch.optim.SGD
+    assert optimizer.keywords["lr"] == 0.5
+    assert compat.class_of_partial(functools.partial(torch.optim.SGD, lr=0.5)) is None
+    assert {"it.optimizer", "config"} & set(compat.parser_keys(cast(Any, parser))) == {"it.optimizer"}
+
+
+def test_lightnings_command_line_has_the_hooks_that_are_taken() -> None:
+    for hook, arguments in {
+        "_parse_ckpt_path": ["self"],
+        "_instantiate_trainer": ["self", "config", "callbacks"],
+        "_prepare_subcommand_kwargs": ["self", "subcommand"],
+    }.items():
+        assert list(inspect.signature(getattr(LightningCLI, hook)).parameters) == arguments
+        assert f"self.{hook}(" in inspect.getsource(LightningCLI), "nothing calls it any more"
+    assert "self._subcommand_parsers" in inspect.getsource(LightningCLI._add_subcommands)

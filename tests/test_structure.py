@@ -23,14 +23,8 @@ FLOORS: list[tuple[str, ...]] = [
 APART = ("models", "datamodules")
 #: what `framework.nn` may take from outside
 OF_LAYERS = {"torch", "numpy", "scipy", "triton"}  # Triton comes with torch where there are GPUs
-#: imports inside a function that would be a circle at the top: (module, imported) and why
-HIDDEN_CIRCLES: dict[tuple[str, str], str] = {
-    ("datamodules.io", "datamodules.decoders"): "a table of decoders is looked up when the first picture is read",
-}
 
 FILE, TEST_FILE, FUNCTION, CLASS = 400, 600, 60, 250
-#: longer than that for now; an entry that is not needed any more fails, so that the list only shrinks
-TOO_LONG: dict[str, int] = {}
 
 
 def modules() -> dict[str, Path]:
@@ -108,14 +102,8 @@ def test_layers_need_torch_numpy_and_scipy_alone(name) -> None:
 
 
 def test_no_import_goes_in_a_circle() -> None:
-    hidden = {(name, other) for name in MODULES for other, where in imports(name) if where == "function"}
-    assert set(HIDDEN_CIRCLES) <= hidden, "listed circles that are gone: take them off the list"
     graph = {
-        name: {
-            other
-            for other, where in imports(name)
-            if other in MODULES and other != name and where != "typing" and (name, other) not in HIDDEN_CIRCLES
-        }
+        name: {other for other, where in imports(name) if other in MODULES and other != name and where != "typing"}
         for name in MODULES
     }
     try:
@@ -138,7 +126,4 @@ def lengths() -> Iterator[tuple[str, int, int]]:
 
 
 def test_nothing_is_longer_than_a_head_can_hold() -> None:
-    found = {where: lines for where, lines, most in lengths() if lines > most}
-    assert found.keys() - TOO_LONG.keys() == set(), "cut these"
-    assert {where: lines for where, lines in found.items() if lines > TOO_LONG[where]} == {}, "these have grown"
-    assert TOO_LONG.keys() - found.keys() == set(), "these are short enough by now: take them off the list"
+    assert {where: lines for where, lines, most in lengths() if lines > most} == {}, "cut these"

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelSummary
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -32,6 +32,7 @@ from framework.commands.precedence import layer_arguments
 from framework.commands.run_folder import default_loggers, devices_of_torchrun, folder_without_logger
 from framework.commands.trainer_arguments import check_trainer
 from framework.commands.values import arguments_of, check_seed, check_values
+from framework.compat import HookedCLI, is_parsing_error
 from framework.distributed import say
 from framework.errors import ConfigError, FrameworkError
 from framework.lifecycle import FiniteLoss, missing_contracts
@@ -74,7 +75,7 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return "litlogger" not in record.getMessage().lower() and "litmodels" not in record.getMessage().lower()
 
 
-class FrameworkCLI(LightningCLI):
+class FrameworkCLI(HookedCLI):
     """The command line of all methods.
 
     Args:
@@ -125,8 +126,7 @@ class FrameworkCLI(LightningCLI):
         except Exception as error:  # jsonargparse lets through what its values raise
             if ours := in_chain(error, FrameworkError):
                 raise ours from None
-            verb = self.layers.verb
-            keys = parser_keys(self._subcommand_parsers[verb]) if verb in self._subcommand_parsers else []
+            keys = self.keys_of(self.layers.verb)
             raise ConfigError(shorten(str(error), keys, class_names(), argument_names())) from error
         if self.layers.verb:
             values = self.config[self.layers.verb].as_dict()
@@ -135,7 +135,8 @@ class FrameworkCLI(LightningCLI):
         if self.layers.checkpoint:
             self.config[self.layers.verb]["ckpt_path"] = str(self.layers.checkpoint)
 
-    def _parse_ckpt_path(self) -> None:
+    def take_checkpoint(self) -> None:
+        """Says what the command line changes of the checkpoint, and refuses what it cannot change."""
         if self.layers.hparams is None:
             return
         final = yaml.safe_load(self.parser.dump(self.config, format="yaml"))[self.layers.verb].get("model", {})
@@ -151,16 +152,17 @@ class FrameworkCLI(LightningCLI):
         except (argparse.ArgumentError, ValueError, TypeError) as error:
             if ours := in_chain(error, FrameworkError):
                 raise ours from None
-            if isinstance(error, argparse.ArgumentError) or "Union subtypes" in str(error):
+            if isinstance(error, argparse.ArgumentError) or is_parsing_error(error):
                 raise ConfigError(shorten(str(error), [], class_names(), argument_names())) from error
             raise
 
     # ------------------------------------------------------------------ run folder, loggers, default callbacks
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks_: list[Callback]) -> Trainer:
+    def build_trainer(self, config: dict[str, Any], callbacks_: list[Callback]) -> Trainer:
+        """With the run's folder, loggers and default callbacks."""
         check_trainer(config)
         root = config.get("default_root_dir") or RUNS
-        name = self._get(self.config, "name") or self.layers.name or type(self.model).__name__
+        name = self.chosen("name") or self.layers.name or type(self.model).__name__
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ConfigError(
                 f"name: got {name}, expected a folder below {root}; trainer.default_root_dir names another"
@@ -169,7 +171,7 @@ class FrameworkCLI(LightningCLI):
         config |= devices_of_torchrun(config, os.environ)
         every = self._callbacks_and_loggers(config, callbacks_, str(root), name)
         try:
-            return super()._instantiate_trainer(config, every)
+            return super().build_trainer(config, every)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise ConfigError(f"trainer: {error}") from error
 
@@ -193,11 +195,12 @@ class FrameworkCLI(LightningCLI):
         keep = config.get("enable_checkpointing") is not False
         return callbacks_ + default_callbacks(self.model, [*given, *callbacks_], keep)
 
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+    def verb_arguments(self, verb: str) -> dict[str, Any]:
+        """Checkpoints hold data alone, and predictions go to files."""
+        kwargs = super().verb_arguments(verb)
         if kwargs.get("weights_only", True) is None:
             kwargs["weights_only"] = True  # all our checkpoints hold tensors and plain types only
-        if subcommand == "predict" and kwargs.get("return_predictions") is None:
+        if verb == "predict" and kwargs.get("return_predictions") is None:
             kwargs["return_predictions"] = False  # they are written, and would fill the memory
         return kwargs
 
@@ -282,11 +285,6 @@ def default_callbacks(model: LightningModule, given: Sequence[Callback], keep: b
 
 
 # ---------------------------------------------------------------------- names for did-you-mean
-
-
-def parser_keys(parser: LightningArgumentParser) -> list[str]:
-    """Every key of a parser, "trainer.max_epochs" and the like."""
-    return [action.dest for action in parser._actions if action.dest and action.dest != "help"]
 
 
 def class_names() -> list[str]:

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework.data import spread
+from framework.distributed import ranks_of
 from framework.errors import ConfigError
 from framework.figures import separability
 from framework.method import Batch, Split
@@ -239,7 +240,7 @@ class KOriginsSegmentation(SegmentationMethod):
             "iou": ForegroundIoU(classes, ignored, validate_args=False),
             "accuracy": MulticlassAccuracy(classes, average="micro", ignore_index=ignored, validate_args=False),
         }
-        if self.attached_trainer is None or self.attached_trainer.world_size == 1:
+        if ranks_of(self.attached_trainer)[0] == 1:
             metrics["iou_batch"] = BatchForegroundIoU(classes, ignored, validate_args=False)
         return metrics
 

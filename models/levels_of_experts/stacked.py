@@ -14,6 +14,7 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from framework.compat import leave_to_ranks
 from framework.distributed import is_distributed
 from framework.errors import CheckpointError, ConfigError
 from framework.method import BaseMethod, Batch, Split
@@ -157,7 +158,7 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
             nn.Module.load_state_dict(self, {k: images.own(v) for k, v in whole.items()}, strict=False)
         self.network.to(self.device), self.best.to(self.device)
         # What ranks own must be neither averaged nor made equal.
-        self._ddp_params_and_buffers_to_ignore = [n for n, _ in self.named_parameters()]
+        leave_to_ranks(self, [n for n, _ in self.named_parameters()])
         if is_distributed():
             self.anchor = nn.Parameter(torch.zeros((), device=self.device))  # DDP refuses a module without parameters
         self.progress = fresh_progress(len(images.own_names))

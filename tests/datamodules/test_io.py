@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from datamodules import ImageFolderDataModule, KodakDataModule, io
+from datamodules import ImageFolderDataModule, KodakDataModule, picture
 from datamodules.io import list_pictures, natural, open_picture, read_rgb, stem
 from framework.errors import DataError
 from tests.png import write_png16
@@ -173,7 +173,7 @@ def test_a_pipe_is_no_picture(tmp_path: Path) -> None:
 
 
 def test_size_is_looked_at_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(io, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(picture, "MOST_BYTES", 2**20)
     tifffile.imwrite(tmp_path / "bomb.tif", np.zeros((2048, 2048), np.uint8), compression="zlib")
     Image.new("RGB", (1024, 1024)).save(tmp_path / "bomb.png")
     for name in ("bomb.tif", "bomb.png"):
