@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import append_row, environment, read_rows
-from framework.commands.cli import FrameworkCLI
+from framework.commands.cli import BuildOnly
 from models import MaskedFinola
 
 IMAGENET = 1_281_167
@@ -134,18 +134,10 @@ class BytesMoved(TorchDispatchMode):
         return out
 
 
-class _BuildOnly(FrameworkCLI):
-    def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
-        return None
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
 def built(words: Sequence[str], fake: FakeTensorMode) -> Any:
     """The configuration's model with fake parameters."""
     with unset_fake_temporarily():  # some models look at values while they are built
-        model = _BuildOnly(args=["fit", *words]).model
+        model = BuildOnly(args=["fit", *words]).model
     for module in model.modules():
         for name, value in [*module._parameters.items(), *module._buffers.items()]:
             if value is not None:

@@ -19,17 +19,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from framework.commands.cli import FrameworkCLI
+from framework.commands.cli import BuildOnly
 from framework.configs import config_names
 from framework.main import main as framework
-
-
-class _BuildOnly(FrameworkCLI):
-    def instantiate_trainer(self, **kwargs):
-        return None
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
 
 
 def digest(state: Mapping[str, torch.Tensor]) -> str:
@@ -45,7 +37,7 @@ def digest(state: Mapping[str, torch.Tensor]) -> str:
 
 def built(name: str) -> dict[str, object]:
     """Parameters of a configuration as it is built."""
-    model = _BuildOnly(args=["fit", "-c", name]).model
+    model = BuildOnly(args=["fit", "-c", name]).model
     weights = dict(model.named_parameters())
     return {"config": name, "parameters": sum(p.numel() for p in weights.values()), "initial": digest(weights)}
 

@@ -115,6 +115,10 @@ class HookedCLI(LightningCLI):
         """What `trainer.fit` (validate, test, predict) is called with."""
         return super()._prepare_subcommand_kwargs(verb)
 
+    def run_verb(self, verb: str) -> None:
+        """Calls `trainer.fit` (validate, test, predict)."""
+        super()._run_subcommand(verb)
+
     def chosen(self, key: str) -> Any:
         """The parsed value of a key of the running verb."""
         return self._get(self.config, key)
@@ -128,6 +132,9 @@ class HookedCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         return self.build_trainer(config, callbacks)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.run_verb(subcommand)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return self.verb_arguments(subcommand)

@@ -138,6 +138,7 @@ def test_lightnings_command_line_has_the_hooks_that_are_taken() -> None:
         "_parse_ckpt_path": ["self"],
         "_instantiate_trainer": ["self", "config", "callbacks"],
         "_prepare_subcommand_kwargs": ["self", "subcommand"],
+        "_run_subcommand": ["self", "subcommand"],
     }.items():
         assert list(inspect.signature(getattr(LightningCLI, hook)).parameters) == arguments
         assert f"self.{hook}(" in inspect.getsource(LightningCLI), "nothing calls it any more"

@@ -7,7 +7,7 @@ import torch
 import yaml
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from framework.commands.cli import FrameworkCLI
+from framework.commands.cli import BuildOnly
 from framework.commands.precedence import layer_arguments
 from framework.configs import config_names, config_roots, find_config, run_name
 from framework.errors import ConfigError
@@ -44,16 +44,6 @@ OF_KODAK = [
     for name in NAMES
     if name.startswith("levels_of_experts/") and "/studies/" not in name and name not in QUICKSTARTS
 ]
-
-
-class BuildOnly(FrameworkCLI):
-    """Parses a command and builds model, data and callbacks, without a Trainer."""
-
-    def instantiate_trainer(self, **kwargs):
-        return None
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
 
 
 def words_for(name: str) -> list[str]:

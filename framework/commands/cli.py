@@ -165,7 +165,7 @@ class FrameworkCLI(HookedCLI):
         name = self.chosen("name") or self.layers.name or type(self.model).__name__
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ConfigError(
-                f"name: got {name}, expected a folder below {root}; trainer.default_root_dir names another"
+                f"name: expected a folder below {root}, got {name}; trainer.default_root_dir names another"
             )
         self.config[self.layers.verb]["name"] = name  # so that the saved configuration names its reruns
         config |= devices_of_torchrun(config, os.environ)
@@ -256,6 +256,16 @@ class FrameworkCLI(HookedCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.PredictionWriter):  # forked ranks have decided the folder, not this one
                 say(f"predictions: {getattr(callback, 'folder', callback.output_dir or self.trainer.default_root_dir)}")
+
+
+class BuildOnly(FrameworkCLI):
+    """Parses a command and builds model, data and callbacks, without a Trainer."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """None."""
+
+    def run_verb(self, verb: str) -> None:
+        """Runs nothing."""
 
 
 def contracts_for(model: LightningModule) -> list[Callback]:
