@@ -259,7 +259,7 @@ class FilterReplacement(Callback):
 def _count(variant: Variant, logits: Any, label: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(label):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(f"FilterReplacement: the module must map images to logits (B, classes), got {shape}")
+        raise ConfigError(f"FilterReplacement: expected a module that maps images to logits (B, classes), got {shape}")
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == label[:, None]
     variant.top1.update(best[:, 0].float())
     variant.top5.update(best.any(1).float())

@@ -90,8 +90,8 @@ class PredictionWriter(BasePredictionWriter):
         """
         if not isinstance(prediction, Mapping) or "index" not in prediction:
             raise ConfigError(
-                f"PredictionWriter: predict_step of {type(pl_module).__name__} must return a mapping with the key "
-                f"'index', got {type(prediction).__name__}"
+                f"PredictionWriter: expected a mapping with the key 'index' from predict_step of "
+                f"{type(pl_module).__name__}, got {type(prediction).__name__}"
             )
         data = getattr(trainer, "datamodule", None)
         indices = prediction["index"].tolist()

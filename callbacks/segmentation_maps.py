@@ -95,7 +95,7 @@ class SegmentationMaps(Callback):
             labels = np.asarray(self._function(rgb, classes))
             if labels.shape != rgb.shape[:2] or labels.min() < 0 or labels.max() >= classes:
                 raise DataError(
-                    f"SegmentationMaps.method: {self.method} must return {rgb.shape[:2]} integers in 0..{classes - 1}, "
+                    f"SegmentationMaps.method: expected {rgb.shape[:2]} integers in 0..{classes - 1} of {self.method}, "
                     f"got {labels.shape} in {labels.min()}..{labels.max()}"
                 )
         elif self.method == "kmeans":

@@ -215,7 +215,7 @@ class ImageFolderDataModule(BaseDataModule):
         listing = Listing([str(self.root / row["path"]) for row in rows], labels, names)
         splits = sorted({row["split"] for row in rows})
         if unknown := [split for split in splits if split not in ("train", "val", "test")]:
-            raise DataError(f"data.split_file: {path}: split must be train, val or test, got {', '.join(unknown)}")
+            raise DataError(f"data.split_file: {path}: expected a split train, val or test, got {', '.join(unknown)}")
         return {split: (listing, [i for i, row in enumerate(rows) if row["split"] == split]) for split in splits}
 
     def _subset(self, listing: Listing, positions: list[int]) -> list[int]:

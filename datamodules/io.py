@@ -86,15 +86,15 @@ def read_rgb(path: str | Path) -> np.ndarray:
     extra = {a: n for a, n in zip(picture.axes, picture.shape, strict=True) if a not in "YXS" and n > 1}
     if extra:
         shown = " x ".join(f"{n} {_AXES.get(a, 'pages')}" for a, n in extra.items())
-        raise DataError(f"{path} holds {shown}; expected one grey, RGB or RGBA picture")
+        raise DataError(f"{path}: expected one grey, RGB or RGBA picture, got {shown}")
     if not picture.bits or picture.bits > 16:
-        raise DataError(f"{path} holds {picture.dtype}; expected 8 or 16 bits per channel, whose white is known")
+        raise DataError(f"{path}: expected 8 or 16 bits per channel, whose white is known, got {picture.dtype}")
     values = _as_plane(picture, picture.pixels())
     if picture.palette is not None:
         values = _looked_up(picture, values[..., 0])
     colours = values.shape[-1] - _has_alpha(picture)
     if colours not in (1, 3) or (colours == 3 and not picture.colour and picture.palette is None):
-        raise DataError(f"{path} has {colours} channels; expected a grey, RGB or RGBA picture")
+        raise DataError(f"{path}: expected a grey, RGB or RGBA picture, got {colours} channels")
     highest = 255 if picture.palette is not None else 2**picture.bits - 1
     if picture.white_is_zero:
         values = np.concatenate([highest - values[..., :colours], values[..., colours:]], -1)

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import tifffile
 
-from datamodules.io import Picture
 from datamodules.overlay import overlay, step_of
+from datamodules.picture import Picture
 from datamodules.planes import image_of
 from datamodules.predictions import growth_of, resolution_tags, table_of, values_of
 from datamodules.reading import Reading

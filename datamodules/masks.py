@@ -112,11 +112,9 @@ def mask_values(
     axes = reading.axes and "".join(a for a in reading.axes if a not in "CS")
     picture = open_picture(path, axes)
     if "C" in picture.axes and picture.shape[picture.axes.index("C")] > 1:
-        raise DataError(f"data.masks: {path} has {picture.shape[picture.axes.index('C')]} channels, expected one")
+        raise DataError(f"data.masks: {path}: expected one channel, got {picture.shape[picture.axes.index('C')]}")
     if picture.size != shape:
-        raise DataError(
-            f"data.masks: {path} is {picture.size}, its image is {shape}; masks must have their image's size"
-        )
+        raise DataError(f"data.masks: {path}: expected its image's size {shape}, got {picture.size}")
     if box is not None:
         picture = picture.cropped(*box)
     samples = plane(picture, reading.slices, part)  # (samples, H, W)

@@ -74,7 +74,7 @@ class PhotographsDataModule(BaseDataModule):
         folder = Path(skimage.data.__file__).parent
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise DataError(f"scikit-image lacks {', '.join(missing)} in {folder}; install it from its wheel")
+            raise DataError(f"data: scikit-image lacks {', '.join(missing)} in {folder}; install it from its wheel")
         transform = TrainTransform(
             self.image_size,
             self.image_size,

@@ -110,7 +110,7 @@ def image_of(
             "or null to take any"
         )
     if picture.dtype.kind not in "biuf":
-        raise DataError(f"data: {path} holds {picture.dtype}; expected whole or floating numbers")
+        raise DataError(f"data: {path}: expected whole or floating numbers, got {picture.dtype}")
     samples = plane(picture, slices, part)
     colour = picture.colour
     if picture.palette is not None:

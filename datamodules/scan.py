@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datamodules.io import Picture, open_picture
+from datamodules.io import open_picture
 from datamodules.masks import IGNORED, read_mask
 from datamodules.pairing import Pair
+from datamodules.picture import Picture
 from datamodules.planes import check_slices, choose_channels, count_channels
 from datamodules.reading import Reading
 from framework.errors import DataError

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.augmentation import Augmentation, Box, changed, cut, draw
-from datamodules.io import Picture, open_picture
+from datamodules.io import open_picture
 from datamodules.masks import read_instances, read_mask
 from datamodules.pairing import Pair
+from datamodules.picture import Picture
 from datamodules.planes import count_channels, image_of
 from datamodules.reading import Reading
 from framework.errors import DataError

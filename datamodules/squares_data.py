@@ -28,15 +28,15 @@ def _integer(argument: str, value: Any, minimum: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise ConfigError(f"{argument}: got {value!r}, expected an integer of at least {minimum}") from None
+        raise ConfigError(f"{argument}: expected an integer of at least {minimum}, got {value!r}") from None
     if number < minimum:
-        raise ConfigError(f"{argument}: got {number}, expected an integer of at least {minimum}")
+        raise ConfigError(f"{argument}: expected an integer of at least {minimum}, got {number}")
     return number
 
 
 def _integers(argument: str, values: Any, minimum: int) -> tuple[int, ...]:
     if isinstance(values, str) or not hasattr(values, "__iter__"):
-        raise ConfigError(f"{argument}: got {values!r}, expected a list of integers of at least {minimum}")
+        raise ConfigError(f"{argument}: expected a list of integers of at least {minimum}, got {values!r}")
     return tuple(_integer(argument, value, minimum) for value in values)
 
 
@@ -48,11 +48,11 @@ def _class_values(argument: str, values: Any) -> Grey | RGB:
         array = np.empty(0)
     if array.size == 0 or not (array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 3)):
         raise ConfigError(
-            f"{argument}: got {values!r}, expected one number per class (grey) or one triple per class (RGB), "
-            "the background first"
+            f"{argument}: expected one number per class (grey) or one triple per class (RGB), the background first, "
+            f"got {values!r}"
         )
     if not np.isfinite(array).all():
-        raise ConfigError(f"{argument}: got {values!r}, expected finite numbers")
+        raise ConfigError(f"{argument}: expected finite numbers, got {values!r}")
     if array.ndim == 1:
         return tuple(array.tolist())
     return tuple(tuple(row) for row in array.tolist())
@@ -95,12 +95,12 @@ class SquaresPreset:
 
     def __post_init__(self) -> None:
         checked = {
-            "images": _integer("images", self.images, 1),
-            "side": _integer("side", self.side, 1),
-            "radius_range": _integers("radius_range", self.radius_range, 0),
-            "shapes_per_class": _integers("shapes_per_class", self.shapes_per_class, 0),
-            "mean": _class_values("mean", self.mean),
-            "std": _class_values("std", self.std),
+            "images": _integer("data.images", self.images, 1),
+            "side": _integer("data.side", self.side, 1),
+            "radius_range": _integers("data.radius_range", self.radius_range, 0),
+            "shapes_per_class": _integers("data.shapes_per_class", self.shapes_per_class, 0),
+            "mean": _class_values("data.mean", self.mean),
+            "std": _class_values("data.std", self.std),
         }
         for field, value in checked.items():
             object.__setattr__(self, field, value)
@@ -109,46 +109,48 @@ class SquaresPreset:
 
     def _check_shapes(self) -> None:
         if self.shape_kind not in get_args(ShapeKind):
-            raise ConfigError(f"shape_kind: got {self.shape_kind!r}, expected one of {', '.join(get_args(ShapeKind))}")
+            raise ConfigError(
+                f"data.shape_kind: expected one of {', '.join(get_args(ShapeKind))}, got {self.shape_kind!r}"
+            )
         if len(self.radius_range) != 2 or self.radius_range[0] >= self.radius_range[1]:
             raise ConfigError(
-                f"radius_range: got {list(self.radius_range)}, expected [lowest, upper bound], lowest < upper bound "
-                "(the upper bound is exclusive: [8, 9] draws radius 8 only)"
+                "data.radius_range: expected [lowest, upper bound], lowest < upper bound (which is exclusive: [8, 9] "
+                f"draws radius 8 only), got {list(self.radius_range)}"
             )
         largest = 2 * (self.radius_range[1] - 1) + 1
         if largest > self.side:
             raise ConfigError(
-                f"radius_range: the largest shape is {largest} pixels wide, side is {self.side}; "
-                "expected shapes that fit: lower radius_range or raise side"
+                f"data.radius_range: the largest shape is {largest} pixels wide, side is {self.side}; "
+                "lower data.radius_range or raise data.side"
             )
 
     def _check_intensities(self) -> None:
         classes = len(self.mean)
         if not 2 <= classes <= MAX_CLASSES:
-            raise ConfigError(f"mean: got {classes} classes, expected 2 to {MAX_CLASSES}, the background included")
+            raise ConfigError(f"data.mean: expected 2 to {MAX_CLASSES} classes, the background included, got {classes}")
         if len(self.std) != classes:
             raise ConfigError(
-                f"std: got {len(self.std)} entries, mean has {classes}; expected one entry per class in each"
+                f"data.std: expected {classes} entries, one per class as in data.mean, got {len(self.std)}"
             )
         if isinstance(self.mean[0], tuple) != isinstance(self.std[0], tuple):
             raise ConfigError(
-                "std: mean and std must both be grey (one number per class) or both RGB (one triple per class), "
+                "data.std: expected mean and std both grey (one number per class) or both RGB (one triple per class), "
                 f"got mean {self.mean} and std {self.std}"
             )
         if len(self.shapes_per_class) != classes - 1:
             raise ConfigError(
-                f"shapes_per_class: got {len(self.shapes_per_class)} counts for {classes} classes, "
-                f"expected {classes - 1}: one per class, without the background"
+                f"data.shapes_per_class: expected {classes - 1} counts, one per class without the background, got "
+                f"{len(self.shapes_per_class)}"
             )
         mean, std = self.class_statistics()
         for label in range(classes):
             if mean[label].min() < 0 or mean[label].max() > MAX_INTENSITY:
                 raise ConfigError(
-                    f"mean: got {self.mean[label]} for class {label}, expected values in [0, {MAX_INTENSITY}], "
-                    "the range of a 16-bit image"
+                    f"data.mean: expected values in [0, {MAX_INTENSITY}], the range of a 16-bit image, got "
+                    f"{self.mean[label]} for class {label}"
                 )
             if std[label].min() < 0:
-                raise ConfigError(f"std: got {self.std[label]} for class {label}, expected values of at least 0")
+                raise ConfigError(f"data.std: expected values of at least 0, got {self.std[label]} for class {label}")
 
     @property
     def num_classes(self) -> int:
@@ -313,7 +315,7 @@ class SquaresDataset(Dataset[dict[str, torch.Tensor]]):
         # a range stays one: a stack may be longer than memory
         self.indices = indices if isinstance(indices, range) else _integers("indices", indices, 0)
         if not self.indices:
-            raise ConfigError("indices: got none, expected at least one sample number")
+            raise ConfigError("indices: expected at least one sample number, got none")
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] | None = {} if cache else None
 
     def __len__(self) -> int:

@@ -88,8 +88,8 @@ class FiniteLoss(Callback):
             return
         raise DivergenceError(
             f"the loss is {loss.detach().sum().item()} at step {trainer.global_step} (epoch {trainer.current_epoch}); "
-            f"{last_good_checkpoint(trainer)}. Lower the learning rate, or look at the input for values that are not "
-            "finite."
+            f"{last_good_checkpoint(trainer)}; lower the learning rate, or look at the input for values that are not "
+            "finite"
         )
 
 

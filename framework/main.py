@@ -174,8 +174,8 @@ def check_packages() -> None:
     if foreign := foreign_packages():
         where = ", ".join(f"{name} at {path}" for name, path in foreign.items())
         raise ConfigError(
-            f"these packages are not ours: {where}. A folder of the same name hides them; start from another "
-            "directory, or take that folder off PYTHONPATH"
+            f"PYTHONPATH: these packages are not ours: {where}; a folder of the same name hides them, so start from "
+            "another directory, or take that folder off PYTHONPATH"
         )
 
 

@@ -43,7 +43,7 @@ def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
 def shorten(
     message: str, keys: Iterable[str], classes: Iterable[str], owners: Mapping[str, Sequence[str]] | None = None
 ) -> str:
-    """jsonargparse's message in our words: one to three lines with the key, what was got, expected, or is nearest.
+    """jsonargparse's message in our words: one to three lines with the key, what was expected and got, or is nearest.
 
     Args:
         message: the text of jsonargparse's exception.
@@ -62,9 +62,9 @@ def shorten(
             )
     if found := _REQUIRED.search(message):
         names = found["names"].strip().replace("fit.", "").replace("test.", "")
-        return f"{where or 'command line'}: got no {names}, expected a value\ngive it as {_option(where, names)}"
+        return f"{where or 'command line'}: expected a value for {names}, got none\ngive it as {_option(where, names)}"
     if found := _UNLOADABLE.search(message):
-        return f"{where}: got {found['value']}, expected keys and values"
+        return f"{where}: expected keys and values, got {found['value']}"
     inner = message[: found.start()] if (found := _GOT.search(message)) else message
     kinds = list(dict.fromkeys(_plain(m["what"]) for m in _EXPECTED.finditer(inner)))
     unknown = _UNKNOWN_CLASS.search(message) or _UNKNOWN_IMPORT.search(message)
@@ -72,13 +72,13 @@ def shorten(
     if said and not unknown:
         return f"{said}" if ":" in said.split(" ")[0] else f"{where + ': ' if where else ''}{said}"
     if unknown and not any(kind in ("int", "float", "str", "bool") for kind in kinds):
-        return f"{where}: got {unknown['name']}, which is no class that can be imported" + _hint(
+        return f"{where}: expected a class that can be imported, got {unknown['name']}" + _hint(
             unknown["name"], classes
         )
     got = _GOT.search(message)
     expected = [kind for kind in kinds if kind != "null"] or kinds
     if got and expected:
-        return f"{where}: got {got['value'].strip()}, expected {' or '.join(expected)}"
+        return f"{where}: expected {' or '.join(expected)}, got {got['value'].strip()}"
     return "\n".join(line.strip() for line in message.splitlines() if line.strip() and not _WRAPPERS.match(line))
 
 

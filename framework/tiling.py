@@ -73,7 +73,7 @@ def tiled(
     """
     height, width = size
     if min(size) < stride:
-        raise ConfigError(f"the poolings need images of at least {stride} x {stride}, got {height} x {width}")
+        raise ConfigError(f"image: the poolings need images of at least {stride} x {stride}, got {height} x {width}")
     padded = _multiple(height, stride), _multiple(width, stride)
     for one in tiles(padded, tile_side(tile, size), reach, stride):
         y0, y1, x0, x1 = one.seen

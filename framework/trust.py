@@ -160,9 +160,9 @@ def _can_be_imported(package: str) -> bool:
 def _refused(key: str, found: Any, expected: str) -> CheckpointError:
     shown = repr(found)
     return CheckpointError(
-        f"ckpt_path: hyper_parameters.{key} of the checkpoint is {shown if len(shown) < 120 else shown[:117] + '...'}; "
-        f"expected {expected}. Nothing was imported or called; if you trust it, name it in a configuration, on the "
-        "command line or with --import"
+        f"ckpt_path: hyper_parameters.{key}: expected {expected}, got "
+        f"{shown if len(shown) < 120 else shown[:117] + '...'}; nothing was imported or called, so if you trust it, "
+        "name it in a configuration, on the command line or with --import"
     )
 
 

@@ -108,7 +108,7 @@ def test_best_without_a_run_says_so(run, tiny) -> None:
         (["--trainer.max_epoch=3"], r"did you mean trainer.max_epochs"),
         (["--model=KOriginSegmentation"], "did you mean KOriginsSegmentation"),
         (["--data=SquareDataModule"], "did you mean SquaresDataModule"),
-        (["--model.width=three"], r"model\.width: got three, expected int"),
+        (["--model.width=three"], r"model\.width: expected int, got three"),
         (["--model.optimizer=Adamm"], "did you mean Adam"),
         (["--data.preset=mixd"], "did you mean mixed"),
         (["--ckpt_path=nowhere.ckpt"], "there is no file nowhere.ckpt"),

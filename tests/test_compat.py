@@ -111,7 +111,7 @@ def test_ddp_leaves_alone_what_it_is_told_to() -> None:
         assert compat.left_to_ranks(module) == {"own.weight", "own.bias"}
         DistributedDataParallel(module)
         compat.leave_to_ranks(module, [name for name, _ in module.named_parameters()])
-        with pytest.raises(RuntimeError, match="doesn't have any parameters"):
+        with pytest.raises(RuntimeError, match="doesn't have any parameter"):
             DistributedDataParallel(module)
     finally:
         dist.destroy_process_group()

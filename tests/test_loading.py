@@ -120,7 +120,7 @@ def test_only_known_classes_are_loaded(trained: Path, tmp_path: Path) -> None:
     checkpoint = torch.load(trained / "x.ckpt", weights_only=True)
     for stored in ("os.system", "my_module.Evil"):
         torch.save({**checkpoint, "class_path": stored}, tmp_path / "x.ckpt")
-        with pytest.raises(CheckpointError, match=f"holds a {stored}; expected one of"):
+        with pytest.raises(CheckpointError, match=f"expected one of .*, got a {stored}"):
             framework.load(tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match="there is no file"):
         framework.load(tmp_path / "gone.ckpt")

@@ -40,8 +40,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LightningModul
     kind = next((k for k in _methods() if same_class(class_path(k), stored)), None)
     if kind is None:
         raise CheckpointError(
-            f"{path} holds a {stored}; expected one of {', '.join(models.__all__)}, or a class of yours that is "
-            "imported before"
+            f"{path}: expected one of {', '.join(models.__all__)}, or a class of yours that is imported before, got a "
+            f"{stored}"
         )
     module = cast(Any, kind).load_from_checkpoint(path, map_location="cpu", weights_only=True).to(device).eval()
     if hasattr(getattr(module, "network", None), "reach"):

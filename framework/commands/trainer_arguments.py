@@ -18,12 +18,12 @@ def check_trainer(config: Mapping[str, Any]) -> None:
         config: the arguments of `lightning.pytorch.Trainer` by name.
 
     Raises:
-        ConfigError: names the argument, what was got and what is expected.
+        ConfigError: names the argument, what is expected and what was got.
     """
     for name, (valid, expected) in _RULES.items():
         value = config.get(name)
         if value is not None and not valid(value):
-            raise ConfigError(f"trainer.{name}: got {value!r}, expected {expected}")
+            raise ConfigError(f"trainer.{name}: expected {expected}, got {value!r}")
     _check_accelerator(config.get("accelerator"))
     _check_devices(config.get("devices"), config.get("accelerator"))
     strategy = config.get("strategy")
@@ -72,13 +72,13 @@ def _check_accelerator(accelerator: Any) -> None:
     here["gpu"] = any(here.values())
     if not here.get(accelerator, True):
         raise ConfigError(
-            f"trainer.accelerator: got {accelerator}, but torch {torch.__version__} sees no such device here\n"
+            f"trainer.accelerator: expected a device that torch {torch.__version__} sees here, got {accelerator}\n"
             "give cpu or auto; `framework doctor` shows the devices"
         )
     if accelerator not in ("auto", "gpu"):
         _check_name("accelerator", accelerator, [*AcceleratorRegistry.available_accelerators(), "gpu"])
         if accelerator in AcceleratorRegistry and not AcceleratorRegistry[accelerator]["accelerator"].is_available():
-            raise ConfigError(f"trainer.accelerator: got {accelerator}, which is not there on this machine; give auto")
+            raise ConfigError(f"trainer.accelerator: expected one of this machine, got {accelerator}; give auto")
 
 
 def _check_devices(devices: Any, accelerator: Any) -> None:
@@ -96,11 +96,11 @@ def _check_devices(devices: Any, accelerator: Any) -> None:
     if not valid:
         more = ", -1 for all, or a list of indices" if on_gpu else " (a CPU has no list of devices)"
         raise ConfigError(
-            f"trainer.devices: got {devices!r}, expected auto or a number of processes of 1 or more{more}"
+            f"trainer.devices: expected auto or a number of processes of 1 or more{more}, got {devices!r}"
         )
     if on_gpu and single and numbers[0] > torch.cuda.device_count():
         raise ConfigError(
-            f"trainer.devices: got {devices!r}, but there are {torch.cuda.device_count()} on this machine"
+            f"trainer.devices: expected at most the {torch.cuda.device_count()} of this machine, got {devices!r}"
         )
 
 
@@ -109,4 +109,4 @@ def _check_name(name: str, value: str, known: list[str]) -> None:
         return
     near = difflib.get_close_matches(value, known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known)[:12])}"
-    raise ConfigError(f"trainer.{name}: got {value!r}, which Lightning does not know; {hint}")
+    raise ConfigError(f"trainer.{name}: expected one that Lightning knows, got {value!r}; {hint}")

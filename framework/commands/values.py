@@ -29,13 +29,13 @@ def check_values(values: Any, key: str = "") -> None:
         for value in values:
             check_values(value, key)
     elif isinstance(values, int) and abs(values) > INT64:
-        raise ConfigError(f"{key}: got an integer of {len(str(abs(values)))} digits, expected at most {INT64}")
+        raise ConfigError(f"{key}: expected an integer of at most {INT64}, got one of {len(str(abs(values)))} digits")
 
 
 def check_seed(seed: Any) -> None:
     """Raises ConfigError for a seed that numpy cannot take."""
     if isinstance(seed, int) and not 0 <= seed < 2**32:
-        raise ConfigError(f"seed_everything: got {seed}, expected a number from 0 to {2**32 - 1}, true or false")
+        raise ConfigError(f"seed_everything: expected a number from 0 to {2**32 - 1}, true or false, got {seed}")
 
 
 def _check_nulls(class_path: str, arguments: Mapping[str, Any], key: str) -> None:
@@ -52,7 +52,7 @@ def _check_nulls(class_path: str, arguments: Mapping[str, Any], key: str) -> Non
         parameters = inspect.signature(kind.__init__).parameters
         for name in [name for name in nulls if name in parameters]:
             if parameters[name].default is not None and hints.get(name) in _NEEDED:
-                raise ConfigError(f"{key}.{name}: got null, expected {_NEEDED[hints[name]]}")
+                raise ConfigError(f"{key}.{name}: expected {_NEEDED[hints[name]]}, got null")
             nulls.remove(name)  # the nearest class that names it decides; its base may ask for more
 
 

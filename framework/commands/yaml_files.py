@@ -64,9 +64,9 @@ def read_config(path: str) -> dict[str, Any]:
     for key, (kinds, expected) in _SECTIONS.items():
         value = (content or {}).get(key)
         if value is not None and not isinstance(value, kinds):
-            raise ConfigError(f"{shown}: {key}: got {value!r}, expected {expected}")
+            raise ConfigError(f"{shown}: {key}: expected {expected}, got {value!r}")
         if key in (content or {}) and value is None and key == "trainer":
-            raise ConfigError(f"{shown}: {key}: got nothing, expected {expected}; remove the key or fill it")
+            raise ConfigError(f"{shown}: {key}: expected {expected}, got nothing; remove the key or fill it")
         if isinstance(value, dict) and key in ("model", "data"):
             _check_class(f"{shown}: {key}", value)
     return content or {}
@@ -99,7 +99,7 @@ def _text(path: Path) -> str:
         raise ConfigError("expected a regular file")
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise ConfigError(f"got {size} bytes, expected a configuration of at most {MAX_BYTES}")
+        raise ConfigError(f"expected a configuration of at most {MAX_BYTES} bytes, got {size}")
     return path.read_text(encoding="utf-8-sig")
 
 
@@ -110,7 +110,10 @@ def _count(value: Any, inside: list[int], total: list[int]) -> None:
         raise ConfigError(f"holds more than {MAX_VALUES} values, aliases counted wherever they stand")
     if not isinstance(value, dict | list):
         if value is not None and not isinstance(value, str | int | float):
-            raise ConfigError(f"got a {type(value).__name__}, {value}; text belongs in quotes")
+            raise ConfigError(
+                f"expected text, a number, true, false or null, got a {type(value).__name__}, {value}; text belongs in "
+                "quotes"
+            )
         return
     if id(value) in inside:
         raise ConfigError("an anchor holds an alias of itself; write the value out")
@@ -127,7 +130,7 @@ def _count(value: Any, inside: list[int], total: list[int]) -> None:
 def _check_class(shown: str, value: Mapping[str, Any]) -> None:
     named = value.get("class_path")
     if "class_path" in value and not isinstance(named, str):
-        raise ConfigError(f"{shown}.class_path: got {named!r}, expected a class name")
+        raise ConfigError(f"{shown}.class_path: expected a class name, got {named!r}")
     arguments = value.get("init_args")
     if arguments is not None and not isinstance(arguments, dict):
-        raise ConfigError(f"{shown}.init_args: got {arguments!r}, expected keys and values")
+        raise ConfigError(f"{shown}.init_args: expected keys and values, got {arguments!r}")

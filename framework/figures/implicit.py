@@ -197,4 +197,6 @@ def _psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def _check_lengths(*parts: Sequence) -> None:
     if not parts[0] or len({len(part) for part in parts}) > 1:
-        raise DataError(f"expected equally many images, pictures and names, got {[len(part) for part in parts]}")
+        raise DataError(
+            f"reconstruction: expected equally many images, pictures and names, got {[len(part) for part in parts]}"
+        )

@@ -92,7 +92,7 @@ def outside_fractions(fractions: Mapping[str, float]) -> Figure:
 
 def _panels(layers: Shown, width: float, height: float) -> tuple[Figure, list[Axes]]:
     if not layers:
-        raise DataError("no spline layers to draw")
+        raise DataError("layers: there are no spline layers to draw")
     columns = min(4, len(layers))
     rows = -(-len(layers) // columns)
     figure, axes = new_figure(rows, columns, width * columns, height * rows + 0.4)

@@ -18,8 +18,8 @@ def pad_to_stride(x: Tensor, stride: int) -> Tensor:
     height, width = x.shape[-2:]
     if min(height, width) < stride:
         raise ConfigError(
-            f"the poolings need images of at least {stride} x {stride}, got {height} x {width}; use fewer poolings or "
-            "larger images"
+            f"image: the poolings need images of at least {stride} x {stride}, got {height} x {width}; use fewer "
+            "poolings or larger images"
         )
     if not is_known(height, width):
         return _mirrored(_mirrored(x, 2, stride), 3, stride)

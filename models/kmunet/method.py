@@ -214,7 +214,7 @@ class KMUNet(SegmentationMethod):
             return
         raise DivergenceError(
             f"the logits are not finite at step {self.global_step if self.attached_trainer is not None else 0}: "
-            f"{first_not_finite(self.network, image, self.korigins)}. Look at the images for NaN or infinity, or lower "
+            f"{first_not_finite(self.network, image, self.korigins)}; look at the images for NaN or infinity, or lower "
             "the learning rate"
         )
 

@@ -21,7 +21,7 @@ FAMILIES = {8: (1, 1), 18: (1, 2), 38: (1, 3), 78: (1, 4), 14: (2, 1), 32: (2, 2
 
 def _family(rfl: int) -> tuple[int, int]:
     if rfl not in FAMILIES:
-        raise ConfigError(f"rfl is {rfl}; expected one of {', '.join(map(str, sorted(FAMILIES)))}.")
+        raise ConfigError(f"model.rfl: expected one of {', '.join(map(str, sorted(FAMILIES)))}, got {rfl}")
     return FAMILIES[rfl]
 
 
@@ -192,17 +192,10 @@ class KOriginsUNet(nn.Module):
         deep_origins, widen = options.deep_origins, options.widen
         convolutions, pools = _family(rfl)
         _at_least_one(in_channels=in_channels, num_classes=num_classes, width=width)
-        if origins is None and deep_origins is not None:
-            raise ConfigError(f"deep_origins is {deep_origins} but origins is None; give origins, or leave both out.")
-        if origins is not None and widen is not None:
-            raise ConfigError(f"widen is {widen} beside origins; only the plain network (origins: null) is widened.")
+        _check_encoder(options, origins is not None)
         if deep_origins is None:
             deep_origins = 0 if origins is None else (1, 3)[convolutions - 1]
-        if deep_origins < 0 or options.deep_std < 0:
-            raise ConfigError(f"deep_origins is {deep_origins} and deep_std {options.deep_std}; expected 0 or more.")
         first, deeper = (1, 1) if widen is None else widen
-        if first < 1 or deeper < 1:
-            raise ConfigError(f"widen is {widen}; expected two factors (m1, m2) of at least 1.")
         self.in_channels = in_channels
         self.rfl, self.pools = rfl, pools
         generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -272,9 +265,7 @@ class KOriginsUNet(nn.Module):
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ConfigError(
-                f"got images of shape {tuple(x.shape)}; expected (B, in_channels={self.in_channels}, H, W)."
-            )
+            raise ConfigError(f"image: expected (B, in_channels={self.in_channels}, H, W), got {tuple(x.shape)}")
         if self.training and self.head.weight.dtype == torch.float16:
             raise ConfigError(
                 "trainer.precision: float16 parameters cannot be trained on raw 16-bit intensities, whose sums pass "
@@ -290,8 +281,8 @@ class KOriginsUNet(nn.Module):
                 for side in (height, width)
             ]
             raise ConfigError(
-                f"image sides are {height} x {width}; {self.pools} poolings need sides divisible by {divisor}: "
-                f"use a height of {choices[0]} and a width of {choices[1]}."
+                f"image: expected sides divisible by {divisor} for {self.pools} poolings, got {height} x {width}; "
+                f"use a height of {choices[0]} and a width of {choices[1]}"
             )
 
     def origin_parameters(self) -> list[nn.Parameter]:
@@ -317,10 +308,28 @@ class KOriginsUNet(nn.Module):
         return folded
 
 
+def _check_encoder(options: EncoderOptions, with_origins: bool) -> None:
+    deep_origins, widen = options.deep_origins, options.widen
+    if not with_origins and deep_origins is not None:
+        raise ConfigError(
+            f"model.deep_origins: got {deep_origins} without origins; give model.origins, or leave both out"
+        )
+    if with_origins and widen is not None:
+        raise ConfigError(
+            f"model.widen: only a network without origins is widened, got {widen} beside them; give origins: none"
+        )
+    if (deep_origins or 0) < 0 or options.deep_std < 0:
+        raise ConfigError(
+            f"model.deep_origins, model.deep_std: expected 0 or more, got {deep_origins} and {options.deep_std}"
+        )
+    if widen is not None and min(widen) < 1:
+        raise ConfigError(f"model.widen: expected two factors (m1, m2) of at least 1, got {widen}")
+
+
 def _at_least_one(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
-            raise ConfigError(f"{name} is {value}; expected at least 1.")
+            raise ConfigError(f"model.{name}: expected at least 1, got {value}")
 
 
 def _glorot_(network: nn.Module, generator: torch.Generator | None) -> None:

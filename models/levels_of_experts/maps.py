@@ -11,7 +11,7 @@ def check_maps(maps: Tensor, classes: int) -> Tensor:
     """The maps of all images, (images, H, W) uint8, unless there are no experts for a class of theirs (DataError)."""
     if maps.dtype != torch.uint8 or maps.dim() != 3 or int(maps.max()) >= classes:
         raise DataError(
-            f"segmentation maps: expected uint8 (images, H, W) of classes 0..{classes - 1}, got {maps.dtype} "
+            f"segmentation_maps: expected uint8 (images, H, W) of classes 0..{classes - 1}, got {maps.dtype} "
             f"{tuple(maps.shape)} up to {int(maps.max())}; set model.classes to the map's number of classes"
         )
     return maps
@@ -30,7 +30,9 @@ def classes_of(maps: Tensor | None, index: Tensor, shape: torch.Size) -> Tensor:
         )
     chosen = maps[index]
     if chosen.shape[1:] != shape:
-        raise DataError(f"segmentation maps are {tuple(chosen.shape[1:])}, the images {tuple(shape)}")
+        raise DataError(
+            f"segmentation_maps: expected maps of {tuple(shape)}, as the images, got {tuple(chosen.shape[1:])}"
+        )
     return chosen.flatten(1).long()
 
 

@@ -163,6 +163,6 @@ def _stop_if_all_diverged(trainer: Trainer, diverged_step: Tensor) -> None:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         kept = f"the last good checkpoint is {best}" if best else "no checkpoint had been written yet"
         raise DivergenceError(
-            f"all {len(diverged_step)} images diverged, the last at step {int(diverged_step.max())}; {kept}. "
-            "Lower the learning rate (model.optimizer.init_args.lr)."
+            f"all {len(diverged_step)} images diverged, the last at step {int(diverged_step.max())}; {kept}; "
+            "lower the learning rate (model.optimizer.init_args.lr)"
         )

@@ -85,7 +85,7 @@ def test_bad_use_is_named(pictures: Path) -> None:
         SegmentationMaps("no.such.function")
     with pytest.raises(ConfigError, match="KOriginsSegmentation does not ask for class maps"):
         SegmentationMaps().setup(Trainer(barebones=True, accelerator="cpu"), KOriginsSegmentation(), "fit")
-    with pytest.raises(DataError, match=r"must return \(16, 24\) integers in 0\.\.3, got \(16, 24\) in 4\.\.4"):
+    with pytest.raises(DataError, match=r"expected \(16, 24\) integers in 0\.\.3 of .*, got \(16, 24\) in 4\.\.4"):
         fit(make_model(), pictures, "one.png", callbacks=[SegmentationMaps(f"{__name__}.too_many")])
 
 

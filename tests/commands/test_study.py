@@ -128,7 +128,7 @@ def test_a_cell_that_fails_is_named_and_has_no_row(here: Path, capsys: pytest.Ca
     (here / "killed").touch()
     assert run(["tiny.yaml", "--out", "out.csv", "--jobs", "2"]) == 1
     assert [row["model.rfl"] for row in read_rows(here / "out.csv")] == ["8"]
-    assert "failed: model.rfl 9, seed 0: error: rfl is 9" in capsys.readouterr().out
+    assert "failed: model.rfl 9, seed 0: error: model.rfl: expected one of" in capsys.readouterr().out
 
 
 def plain_rows(count: int, scale: float = 1.0) -> list[dict[str, float]]:

@@ -14,5 +14,5 @@ def test_null_is_what_the_nearest_class_says_of_it() -> None:
     check_values(
         image_size_of(datamodules.ImageNetDataModule), ""
     )  # its base, which it calls, takes whole numbers only
-    with pytest.raises(ConfigError, match=r"data\.image_size: got null, expected an integer"):
+    with pytest.raises(ConfigError, match=r"data\.image_size: expected an integer, got null"):
         check_values(image_size_of(datamodules.ImageFolderDataModule), "")

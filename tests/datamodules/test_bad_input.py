@@ -91,7 +91,7 @@ AT_THE_START: dict[str, tuple[Spoil, dict[str, Any], str]] = {
     ),
     "a first mask of another size": (
         lambda f: tifffile.imwrite(f / "masks" / "a.tif", MASK[:, 1:]), {},
-        r"data\.masks: .*a\.tif is \(20, 23\), its image is \(20, 24\)",
+        r"data\.masks: .*a\.tif: expected its image's size \(20, 24\), got \(20, 23\)",
     ),
 }  # fmt: skip
 WHEN_READ: dict[str, tuple[Spoil, str]] = {

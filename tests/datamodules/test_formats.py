@@ -215,7 +215,7 @@ def test_a_grey_cmyk_jpeg_is_grey(tmp_path: Path) -> None:
         ("z.tif", tiff(STACK, imagej=True, metadata={"axes": "ZYX"}), r"has 4 slices \(axes ZYX\); give data\.slices"),
         ("two.tif", tiff(RGB[..., :2].copy(), planarconfig="contig"), r"data\.channels: expected 1, but .* has 2"),
         ("array.npy", lambda p: np.save(p, RGB), r"give data\.axes with a letter for each"),
-        ("complex.tif", tiff(U8.astype(np.complex64)), "holds complex64; expected whole or floating"),
+        ("complex.tif", tiff(U8.astype(np.complex64)), "expected whole or floating numbers, got complex64"),
         ("nan.tif", tiff(np.full(SIZE, np.nan, np.float32)), "holds NaN or infinite"),
         ("lab.tif", lambda p: Image.new("LAB", (4, 4)).save(p), "TIFF in CIELAB"),
         ("moving.png", lambda p: Image.fromarray(U8).save(p, save_all=True, append_images=[Image.fromarray(U8.T)]),

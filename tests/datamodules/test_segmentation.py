@@ -198,7 +198,7 @@ def test_unknown_labels_are_listed(folder) -> None:
 
 def test_a_mask_of_another_size_is_named(folder) -> None:
     io.imsave(folder / "masks" / "00.png", np.zeros((20, 23), np.uint8), check_contrast=False)
-    with pytest.raises(DataError, match=r"00.png is \(20, 23\), its image is \(20, 24\)"):
+    with pytest.raises(DataError, match=r"00.png: expected its image's size \(20, 24\), got \(20, 23\)"):
         dataset(folder)[0]
 
 

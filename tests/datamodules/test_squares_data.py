@@ -327,32 +327,35 @@ def test_lists_are_stored_as_tuples_and_replace_checks_again() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"std": (0, 0)}, "std: got 2 entries, mean has 3"),
-        ({"mean": (20000, 25000)}, "std: got 3 entries, mean has 2"),
-        ({"mean": (20000, 65536, 0)}, r"mean: got 65536.0 for class 1, expected values in \[0, 65535\]"),
-        ({"mean": (-1, 0, 0)}, "mean: got -1.0 for class 0"),
+        ({"std": (0, 0)}, "std: expected 3 entries, .*, got 2"),
+        ({"mean": (20000, 25000)}, "std: expected 2 entries, .*, got 3"),
+        ({"mean": (20000, 65536, 0)}, r"mean: expected values in \[0, 65535\], .*, got 65536.0 for class 1"),
+        ({"mean": (-1, 0, 0)}, "mean: expected .*, got -1.0 for class 0"),
         ({"mean": (float("nan"), 0, 0)}, "mean: .*expected finite numbers"),
         ({"mean": ("grey", 0, 0)}, "mean: .*one number per class"),
         ({"mean": ((1, 2), (3, 4), (5, 6))}, "mean: .*one triple per class"),
         ({"mean": (1, (2, 3, 4), 5)}, "mean: .*one number per class"),
-        ({"mean": (1,), "std": (0,), "shapes_per_class": ()}, "mean: got 1 classes, expected 2 to 256"),
-        ({"mean": [1] * 257, "std": [0] * 257, "shapes_per_class": [1] * 256}, "mean: got 257 classes"),
-        ({"std": (0, -2, 0)}, "std: got -2.0 for class 1, expected values of at least 0"),
+        ({"mean": (1,), "std": (0,), "shapes_per_class": ()}, "mean: expected 2 to 256 classes, .*, got 1"),
+        (
+            {"mean": [1] * 257, "std": [0] * 257, "shapes_per_class": [1] * 256},
+            "mean: expected .* classes, .*, got 257",
+        ),
+        ({"std": (0, -2, 0)}, "std: expected values of at least 0, got -2.0 for class 1"),
         ({"std": (0, float("inf"), 0)}, "std: .*expected finite numbers"),
-        ({"std": ((0, 0, 0),) * 3}, "std: mean and std must both be grey"),
-        ({"mean": ((9, 9, 9),) * 3}, "std: mean and std must both be grey"),
-        ({"shapes_per_class": (3,)}, "shapes_per_class: got 1 counts for 3 classes, expected 2"),
-        ({"shapes_per_class": (3, -1)}, "shapes_per_class: got -1"),
-        ({"shapes_per_class": 3}, "shapes_per_class: got 3, expected a list"),
-        ({"radius_range": (5, 5)}, r"radius_range: got \[5, 5\], expected .*lowest < upper bound"),
-        ({"radius_range": (2, 3, 4)}, "radius_range: got"),
-        ({"radius_range": (-1, 3)}, "radius_range: got -1"),
-        ({"radius_range": (2.5, 4)}, "radius_range: got 2.5, expected an integer"),
+        ({"std": ((0, 0, 0),) * 3}, "std: expected mean and std both grey"),
+        ({"mean": ((9, 9, 9),) * 3}, "std: expected mean and std both grey"),
+        ({"shapes_per_class": (3,)}, "shapes_per_class: expected 2 counts, .* got 1"),
+        ({"shapes_per_class": (3, -1)}, "shapes_per_class: expected .*, got -1"),
+        ({"shapes_per_class": 3}, "shapes_per_class: expected a list .*, got 3"),
+        ({"radius_range": (5, 5)}, r"radius_range: expected .*lowest < upper bound .*, got \[5, 5\]"),
+        ({"radius_range": (2, 3, 4)}, "radius_range: expected .*, got"),
+        ({"radius_range": (-1, 3)}, "radius_range: expected .*, got -1"),
+        ({"radius_range": (2.5, 4)}, "radius_range: expected an integer .*, got 2.5"),
         ({"radius_range": (2, 14)}, "radius_range: the largest shape is 27 pixels wide, side is 24"),
         ({"side": 8}, "largest shape is 9 pixels wide, side is 8"),
-        ({"side": 24.0}, "side: got 24.0, expected an integer"),
-        ({"images": 0}, "images: got 0, expected an integer of at least 1"),
-        ({"shape_kind": "star"}, "shape_kind: got 'star', expected one of square, circle, both"),
+        ({"side": 24.0}, "side: expected an integer .*, got 24.0"),
+        ({"images": 0}, "images: expected an integer of at least 1, got 0"),
+        ({"shape_kind": "star"}, "shape_kind: expected one of square, circle, both, got 'star'"),
     ],
 )
 def test_a_bad_preset_is_refused_by_name(change: dict[str, object], message: str) -> None:
@@ -362,13 +365,13 @@ def test_a_bad_preset_is_refused_by_name(change: dict[str, object], message: str
 
 def test_a_bad_seed_or_index_is_refused_by_name() -> None:
     for call in (lambda: draw_sample(SMALL, -1, 0), lambda: SquaresDataset(SMALL, -1)):
-        with pytest.raises(ConfigError, match="seed: got -1"):
+        with pytest.raises(ConfigError, match="seed: expected .*, got -1"):
             call()
-    with pytest.raises(ConfigError, match="index: got -3"):
+    with pytest.raises(ConfigError, match="index: expected .*, got -3"):
         draw_sample(SMALL, 0, -3)
-    with pytest.raises(ConfigError, match=r"index: got 1\.5, expected an integer"):
+    with pytest.raises(ConfigError, match=r"index: expected an integer .*, got 1\.5"):
         draw_sample(SMALL, 0, 1.5)
-    with pytest.raises(ConfigError, match="indices: got -2"):
+    with pytest.raises(ConfigError, match="indices: expected .*, got -2"):
         SquaresDataset(SMALL, 0, indices=[0, -2])
-    with pytest.raises(ConfigError, match="indices: got none"):
+    with pytest.raises(ConfigError, match="indices: expected .*, got none"):
         SquaresDataset(SMALL, 0, indices=[])

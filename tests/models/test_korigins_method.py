@@ -148,7 +148,7 @@ def test_predictions_are_files_named_by_sample(run, tiny) -> None:
         ({"first_origins": 3}, "first_origins: only with origins: random"),
         ({"origin_lr": -1.0}, "origin_lr"),
         ({"origins": "none", "widen": [2]}, "widen: expected two factors"),
-        ({"rfl": 9}, "rfl is 9; expected one of 8, 14, 18"),
+        ({"rfl": 9}, "model.rfl: expected one of 8, 14, 18, .*, got 9"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_named(kwargs, message) -> None:

@@ -338,16 +338,19 @@ def test_bfloat16_autocast_stays_within_a_percent_of_the_largest_logit(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rfl": 9}, r"rfl is 9; expected one of 8, 14, 18, 32, 38, 68, 78, 140"),
-        ({"rfl": 8, "num_classes": 0}, "num_classes is 0"),
-        ({"rfl": 8, "width": 0}, "width is 0"),
-        ({"rfl": 8, "in_channels": 0}, "in_channels is 0"),
-        ({"rfl": 8, "deep_origins": 2}, "deep_origins is 2 but origins is None"),
-        ({"rfl": 8, "origins": [1.0], "deep_origins": -1}, "deep_origins is -1"),
-        ({"rfl": 8, "origins": [1.0], "deep_std": -1.0}, r"deep_std -1\.0"),
-        ({"rfl": 8, "origins": [1.0], "widen": (2, 3)}, "widen is .* beside origins"),
-        ({"rfl": 8, "widen": (0, 3)}, "widen is .*; expected two factors"),
-        ({"rfl": 8, "in_channels": 3, "origins": [[1.0, 2.0]]}, r"weights has shape \(1, 2\)"),
+        ({"rfl": 9}, r"model\.rfl: expected one of 8, 14, 18, 32, 38, 68, 78, 140, got 9"),
+        ({"rfl": 8, "num_classes": 0}, "model.num_classes: expected at least 1, got 0"),
+        ({"rfl": 8, "width": 0}, "model.width: expected at least 1, got 0"),
+        ({"rfl": 8, "in_channels": 0}, "model.in_channels: expected at least 1, got 0"),
+        ({"rfl": 8, "deep_origins": 2}, "model.deep_origins: got 2 without origins"),
+        (
+            {"rfl": 8, "origins": [1.0], "deep_origins": -1},
+            "model.deep_origins, model.deep_std: expected 0 or more, got -1",
+        ),
+        ({"rfl": 8, "origins": [1.0], "deep_std": -1.0}, r"model\.deep_std: expected 0 or more, got None and -1\.0"),
+        ({"rfl": 8, "origins": [1.0], "widen": (2, 3)}, "model.widen: only a network without origins"),
+        ({"rfl": 8, "widen": (0, 3)}, "model.widen: expected two factors"),
+        ({"rfl": 8, "in_channels": 3, "origins": [[1.0, 2.0]]}, r"weights: expected .*, got shape \(1, 2\)"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
@@ -359,12 +362,12 @@ def test_sides_that_cannot_be_pooled_are_named_with_the_nearest_that_can() -> No
     network = KOriginsUNet(78, width=1)
     with pytest.raises(
         ConfigError,
-        match="sides are 200 x 7; 4 poolings need sides divisible by 16: use a height of 192 or 208 and a width of 16",
+        match="expected sides divisible by 16 for 4 poolings, got 200 x 7; use a height of 192 or 208",
     ):
         network(torch.zeros(1, 1, 200, 7))
     with pytest.raises(ConfigError, match="a height of 192 or 208 and a width of 400"):
         network(torch.zeros(1, 1, 200, 400))
-    with pytest.raises(ConfigError, match=r"shape \(1, 3, 16, 16\); expected \(B, in_channels=1, H, W\)"):
+    with pytest.raises(ConfigError, match=r"image: expected \(B, in_channels=1, H, W\), got \(1, 3, 16, 16\)"):
         network(torch.zeros(1, 3, 16, 16))
     with pytest.raises(ConfigError, match="a height of 16 and a width of 16"):
         network(torch.zeros(1, 1, 0, 16))
@@ -373,5 +376,5 @@ def test_sides_that_cannot_be_pooled_are_named_with_the_nearest_that_can() -> No
 
 @pytest.mark.parametrize("function", [receptive_field, full_receptive_field])
 def test_unknown_names_have_no_receptive_field(function) -> None:
-    with pytest.raises(ConfigError, match="rfl is 10"):
+    with pytest.raises(ConfigError, match="model.rfl: expected .*, got 10"):
         function(10)

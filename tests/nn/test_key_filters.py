@@ -325,7 +325,7 @@ def test_bad_values_are_named(tmp_path: Path) -> None:
         resize_bank(torch.zeros(8, 7), 3)
     with pytest.raises(DataError, match=r"expected eight 7x7 filters, \(8, 7, 7\), got \(8, 5, 5\)"):
         fit_key_filters(torch.ones(8, 5, 5), "A")
-    with pytest.raises(DataError, match="filter 1 is zero everywhere"):
+    with pytest.raises(DataError, match="filter 1: it is zero everywhere"):
         fit_key_filters(torch.zeros(8, 7, 7), "A")
     with pytest.raises(DataError, match="finite values"):
         fit_key_filters(torch.full((8, 7, 7), float("nan")), "A")

@@ -128,10 +128,10 @@ def test_bfloat16_input_leaves_as_float32_and_float64_stays() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([], r"weights has shape \(0,\); expected \(K,\) or \(K, in_channels\) = \(K, 2\)"),
-        ([[1.0, 2.0, 3.0]], r"weights has shape \(1, 3\)"),
-        (7.0, r"weights has shape \(\)"),
-        ([float("nan")], "weights holds NaN"),
+        ([], r"weights: expected \(K,\) or \(K, in_channels\) = \(K, 2\), .* got shape \(0,\)"),
+        ([[1.0, 2.0, 3.0]], r"weights: expected .*, got shape \(1, 3\)"),
+        (7.0, r"weights: expected .*, got shape \(\)"),
+        ([float("nan")], "weights: they hold NaN"),
         ([[1.0], [1.0, 2.0]], "could not be read"),
         ("abc", "could not be read"),
     ],
@@ -142,11 +142,11 @@ def test_bad_weights_are_named(weights: object, message: str) -> None:
 
 
 def test_bad_channels_and_inputs_are_named() -> None:
-    with pytest.raises(ConfigError, match="in_channels is 0"):
+    with pytest.raises(ConfigError, match="in_channels: expected at least 1, got 0"):
         KOrigins(0, [1.0])
-    with pytest.raises(ConfigError, match=r"shape \(1, 3, 4, 4\); expected \(B, in_channels=2, H, W\)"):
+    with pytest.raises(ConfigError, match=r"image: expected \(B, in_channels=2, H, W\), got \(1, 3, 4, 4\)"):
         KOrigins(2, [1.0])(torch.zeros(1, 3, 4, 4))
-    with pytest.raises(ConfigError, match=r"shape \(2, 4, 4\)"):
+    with pytest.raises(ConfigError, match=r"got \(2, 4, 4\)"):
         KOrigins(2, [1.0])(torch.zeros(2, 4, 4))
 
 
@@ -271,11 +271,11 @@ def test_folded_keeps_raw_intensities_under_autocast() -> None:
 
 def test_what_cannot_be_folded_is_named() -> None:
     layer = KOrigins(2, [1.0])
-    with pytest.raises(ConfigError, match="padding_mode='reflect'; only 'zeros'"):
+    with pytest.raises(ConfigError, match="conv: expected padding_mode 'zeros' to fold, got 'reflect'"):
         fold_korigins(layer, nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"))
-    with pytest.raises(ConfigError, match="groups=2; only groups=1"):
+    with pytest.raises(ConfigError, match="conv: expected groups 1 to fold, got 2"):
         fold_korigins(layer, nn.Conv2d(4, 4, 3, groups=2))
-    with pytest.raises(ConfigError, match="in_channels=5; the K-Origins layer makes 4 maps"):
+    with pytest.raises(ConfigError, match="conv: expected in_channels 4, .*, got 5"):
         fold_korigins(layer, nn.Conv2d(5, 4, 3))
-    with pytest.raises(ConfigError, match=r"ConvTranspose2d; only torch\.nn\.Conv2d"):
+    with pytest.raises(ConfigError, match=r"conv: expected a torch\.nn\.Conv2d to fold, got a ConvTranspose2d"):
         fold_korigins(layer, nn.ConvTranspose2d(4, 4, 2))  # type: ignore[arg-type]

@@ -136,7 +136,7 @@ def test_bad_input_is_named() -> None:
         luminance(np.zeros(3, np.int64))
     with pytest.raises(ConfigError, match="classes: expected at least 2, got 1"):
         multi_otsu(np.zeros((2, 2), np.uint8), 1)
-    with pytest.raises(DataError, match="expected a luminance image of uint8, got float64"):
+    with pytest.raises(DataError, match="luminance: expected an image of uint8, got float64"):
         equal_bins(np.zeros((2, 2)))
     with pytest.raises(DataError, match=r"classes 0\.\.1"):
         map_bits(np.full((2, 2), 2), 2)

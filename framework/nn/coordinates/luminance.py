@@ -172,5 +172,5 @@ def _checked(luminance: np.ndarray, classes: int) -> np.ndarray:
     if classes < 2:
         raise ConfigError(f"classes: expected at least 2, got {classes}")
     if luminance.dtype != np.uint8 or luminance.size == 0:
-        raise DataError(f"expected a luminance image of uint8, got {luminance.dtype} of shape {luminance.shape}")
+        raise DataError(f"luminance: expected an image of uint8, got {luminance.dtype} of shape {luminance.shape}")
     return luminance

@@ -64,7 +64,7 @@ def match_filters(filters: Tensor, bank: Tensor) -> Match:
     if not torch.isfinite(y).all():
         raise DataError("filters: expected finite weights, got NaN or infinity")
     if float(x.mean(1).abs().max()) > 1e-6 or float((x.norm(dim=1) - 1).abs().max()) > 1e-6:
-        raise ConfigError("bank: every filter must have mean 0 and unit l2 norm; pass it through remove_mean")
+        raise ConfigError("bank: expected filters of mean 0 and unit l2 norm, got others; pass it through remove_mean")
     offset = y.mean(1)
     centred = y - offset[:, None]
     total = centred.square().sum(1)
@@ -126,7 +126,9 @@ def depthwise_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         and max(weight.shape[2:]) > 1
     }
     if not found:
-        raise ConfigError(f"none of the {len(state_dict)} tensors is a depthwise kernel of shape (n, 1, k, k)")
+        raise ConfigError(
+            f"state_dict: none of the {len(state_dict)} tensors is a depthwise kernel of shape (n, 1, k, k)"
+        )
     for name, weight in found.items():
         _check_kernel(name, tuple(weight.shape[1:]))
     return found
@@ -246,7 +248,7 @@ def key_lines(filters: Tensor, count: int = 8, seed: int = 0, restarts: int = 4,
     energy = y.square().sum(1)
     y, energy = y[energy > 0], energy[energy > 0]
     if len(y) < count:
-        raise DataError(f"k-lines: {len(y)} filters that are not constant are too few for {count} directions")
+        raise DataError(f"banks: k-lines: {len(y)} filters that are not constant are too few for {count} directions")
     generator = torch.Generator().manual_seed(seed)
     best, best_energy = torch.empty(0), -1.0
     for _ in range(restarts):

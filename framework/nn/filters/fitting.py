@@ -78,12 +78,12 @@ def normalize_filter(filter_: Tensor, index: int) -> Tensor:
     """
     norm = torch.linalg.vector_norm(filter_)
     if not norm > 0:
-        raise DataError(f"filter {index} is zero everywhere; there is nothing to fit")
+        raise DataError(f"filter {index}: it is zero everywhere, so there is nothing to fit")
     if index <= 6:
         response = monomial_response(filter_, index)
         if abs(response) < 1e-6 * float(norm):
             raise DataError(
-                f"filter {index} has no response to its monomial ({response:.2g}), so it is no {NAMES[index - 1]}"
+                f"filter {index}: it has no response to its monomial ({response:.2g}), so it is no {NAMES[index - 1]}"
             )
         return filter_ / response
     # leaves a filter of unit norm (to its six digits) exactly as it is

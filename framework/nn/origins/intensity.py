@@ -27,9 +27,9 @@ def _plain(values: Array) -> Any:
 
 def _check_statistics(means: Array, stds: Array, names: tuple[str, str] = ("means", "stds")) -> None:
     if not (np.isfinite(means).all() and np.isfinite(stds).all()):
-        raise ConfigError(f"{names[0]} and {names[1]} must be finite; got {means} and {stds}.")
+        raise ConfigError(f"{names[0]}, {names[1]}: expected finite values, got {means} and {stds}")
     if (stds < 0).any():
-        raise ConfigError(f"{names[1]} must not be negative; got {stds}.")
+        raise ConfigError(f"{names[1]}: expected 0 or more, got {stds}")
 
 
 def hellinger(
@@ -88,10 +88,10 @@ def bayes_confusion(means: ArrayLike, stds: ArrayLike, priors: ArrayLike | None 
     m, s = _array(means), _array(stds)
     p = np.ones_like(m) if priors is None else _array(priors)
     if m.ndim != 1 or m.size == 0 or m.shape != s.shape or m.shape != p.shape:
-        raise ConfigError(f"means, stds and priors must all be (C,); got {m.shape}, {s.shape} and {p.shape}.")
+        raise ConfigError(f"means, stds, priors: expected all of shape (C,), got {m.shape}, {s.shape} and {p.shape}")
     _check_statistics(m, s)
     if not np.isfinite(p).all() or (p < 0).any() or p.sum() == 0:
-        raise ConfigError(f"priors must be finite, not negative and not all zero; got {p}.")
+        raise ConfigError(f"priors: expected finite values of 0 or more, not all zero, got {p}")
     p = p / p.sum()
     confusion = np.zeros((m.size, m.size))
     for i in np.flatnonzero(s == 0):
@@ -171,7 +171,7 @@ def bayes_iou(means: ArrayLike, stds: ArrayLike, priors: ArrayLike | None = None
     hits = np.diag(confusion)[1:]
     union = (confusion.sum(0) + confusion.sum(1))[1:] - hits
     if not (union > 0).any():
-        raise ConfigError("priors leave no foreground class; give at least two classes, background first.")
+        raise ConfigError("priors: they leave no foreground class; give at least two classes, background first")
     return float(np.mean(hits[union > 0] / union[union > 0]))
 
 
@@ -190,7 +190,7 @@ def origins_from_statistics(means: ArrayLike, stds: ArrayLike) -> Array:
     """
     m, s = _array(means), _array(stds)
     if m.ndim not in (1, 2) or m.shape != s.shape:
-        raise ConfigError(f"means and stds must both be (C,) or (C, N); got {m.shape} and {s.shape}.")
+        raise ConfigError(f"means, stds: expected both of shape (C,) or (C, N), got {m.shape} and {s.shape}")
     _check_statistics(m, s)
     return np.stack([m - 2 * s, m + 2 * s], axis=1).reshape(-1, *m.shape[1:])
 
@@ -220,8 +220,8 @@ def multi_otsu_statistics(values: ArrayLike | torch.Tensor, classes: int, bins: 
     counts, edges = np.histogram(v, bins)
     if np.count_nonzero(counts) < classes:
         raise DataError(
-            f"values fill {np.count_nonzero(counts)} of {bins} histogram bins, fewer than the {classes} classes; "
-            "clip outliers or raise bins."
+            f"values: they fill {np.count_nonzero(counts)} of {bins} histogram bins, fewer than the {classes} classes; "
+            "clip outliers or raise bins"
         )
     labels = np.digitize(v, edges[_otsu_cuts(counts, classes)])
     groups = [v[labels == label] for label in range(classes)]
@@ -231,11 +231,11 @@ def multi_otsu_statistics(values: ArrayLike | torch.Tensor, classes: int, bins: 
 def _values(values: ArrayLike | torch.Tensor, classes: int) -> Array:
     v = _array(values).ravel()
     if classes < 1:
-        raise ConfigError(f"classes is {classes}; expected at least 1.")
+        raise ConfigError(f"classes: expected at least 1, got {classes}")
     if not np.isfinite(v).all():
-        raise DataError("values holds NaN or infinite intensities; give finite ones.")
+        raise DataError("values: they hold NaN or infinite intensities; give finite ones")
     if np.unique(v).size < classes:
-        raise DataError(f"values holds {np.unique(v).size} distinct levels; expected at least classes={classes}.")
+        raise DataError(f"values: expected at least classes={classes} distinct levels, got {np.unique(v).size}")
     return v
 
 

@@ -46,23 +46,23 @@ class KOrigins(Layer):
     ) -> None:
         super().__init__()
         if in_channels < 1:
-            raise ConfigError(f"in_channels is {in_channels}; expected at least 1.")
+            raise ConfigError(f"in_channels: expected at least 1, got {in_channels}")
         try:
             with torch.device("cpu"):  # numbers are numbers on the meta device too
                 weight = torch.as_tensor(weights, dtype=dtype or torch.float32).detach()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
-                f"weights must be numbers of shape (K,) or (K, {in_channels}); they could not be read: {error}."
+                f"weights: expected numbers of shape (K,) or (K, {in_channels}); they could not be read: {error}"
             ) from error
         shape = tuple(weight.shape)
         if weight.dim() == 1:
             weight = weight[:, None].expand(-1, in_channels)
         if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != in_channels:
             raise ConfigError(
-                f"weights has shape {shape}; expected (K,) or (K, in_channels) = (K, {in_channels}), K at least 1."
+                f"weights: expected (K,) or (K, in_channels) = (K, {in_channels}), K at least 1, got shape {shape}"
             )
         if not weight.is_meta and not weight.isfinite().all():
-            raise ConfigError("weights holds NaN or infinite origins; give finite intensities.")
+            raise ConfigError("weights: they hold NaN or infinite origins; give finite intensities")
         self.in_channels = in_channels
         self.concat_input = concat_input
         self._first: list[list[float]] | None = None if weight.is_meta else weight.tolist()
@@ -103,9 +103,7 @@ class KOrigins(Layer):
             ConfigError: if ``x`` is not (B, in_channels, H, W).
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ConfigError(
-                f"got an input of shape {tuple(x.shape)}; expected (B, in_channels={self.in_channels}, H, W)."
-            )
+            raise ConfigError(f"image: expected (B, in_channels={self.in_channels}, H, W), got {tuple(x.shape)}")
         # the input is the map of an origin at zero: one subtraction writes all maps, without a second copy to join them
         origins = F.pad(self.weight, (0, 0, 1, 0)) if self.concat_input else self.weight
         with full_precision(x):
@@ -263,14 +261,15 @@ def fold_korigins(korigins: KOrigins, conv: nn.Conv2d) -> FoldedKOrigins:
         ConfigError: if ``conv`` is not an ``nn.Conv2d``, has groups or another padding mode, or does not fit.
     """
     if not isinstance(conv, nn.Conv2d):
-        raise ConfigError(f"conv is a {type(conv).__name__}; only torch.nn.Conv2d can be folded.")
+        raise ConfigError(f"conv: expected a torch.nn.Conv2d to fold, got a {type(conv).__name__}")
     if conv.padding_mode != "zeros":
-        raise ConfigError(f"conv has padding_mode={conv.padding_mode!r}; only 'zeros' can be folded.")
+        raise ConfigError(f"conv: expected padding_mode 'zeros' to fold, got {conv.padding_mode!r}")
     if conv.groups != 1:
-        raise ConfigError(f"conv has groups={conv.groups}; only groups=1 can be folded.")
+        raise ConfigError(f"conv: expected groups 1 to fold, got {conv.groups}")
     if conv.in_channels != korigins.out_channels:
         raise ConfigError(
-            f"conv has in_channels={conv.in_channels}; the K-Origins layer makes {korigins.out_channels} maps."
+            f"conv: expected in_channels {korigins.out_channels}, the maps of the K-Origins layer, got "
+            f"{conv.in_channels}"
         )
     weight = conv.weight.detach()
     kernel = weight.cpu().double().unflatten(1, (-1, korigins.in_channels))  # (out, 1 + K or K, N, kh, kw)

@@ -54,7 +54,7 @@ class SplineCoefficients(StoredCoefficients):
         if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
             raise ConfigError(
                 f"in_channels, out_channels, groups: expected positive numbers, both channel numbers divisible by "
-                f"groups; got {in_channels}, {out_channels}, {groups}"
+                f"groups, got {in_channels}, {out_channels}, {groups}"
             )
         self.max_grid_size = options.room
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups

@@ -49,7 +49,7 @@ class SplineLayer(SplineCoefficients):
 
         def lift_again() -> Tensor:
             if self.grid != grid:
-                raise ConfigError("the grid changed between forward and backward pass; extend it between two steps")
+                raise ConfigError("grid: it changed between forward and backward pass; extend it between two steps")
             _check_versions(unchanged)
             return lifted_again(held, grid, base, dtype)
 
