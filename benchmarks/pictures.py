@@ -82,6 +82,7 @@ FROM_RUNS = {
     "kmunet_splines": Run("kmunet/quickstart", "test", "splines"),
     "loe_reconstruction": Run("levels_of_experts/quickstart", "test", "reconstruction"),
     "loe_maps": Run("levels_of_experts/quickstart", "fit", "segmentation_maps"),
+    "loe_poisson": Run("levels_of_experts/poisson", "test", "derivatives"),
     "finola_reconstruction": Run("finola/quickstart", "test", "reconstruction"),
     "finola_speeds": Run("finola/quickstart", "test", "wave_speeds"),
 }

@@ -38,6 +38,11 @@ class Form(NamedTuple):
     rank: int | None = None
     dtype: torch.dtype = torch.float32
 
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return self.kind + (f":{self.rank}" if self.rank else "")
+
 
 FORMS = [
     Form("table"),
@@ -96,7 +101,7 @@ def byte_kernels(channels: int) -> dict[Form | str, Callable[[], Any]]:
 
 
 @torch.inference_mode()
-def times(seconds: float) -> dict[Form | str, tuple[float, int]]:
+def times(forms: list[Form], seconds: float) -> dict[Form | str, tuple[float, int]]:
     """Least processor milliseconds of a forward pass, and bytes held, of the plain, the exact layer and all forms."""
     torch.manual_seed(0)
     x = torch.randn(4, 32, 64, 64).to(memory_format=torch.channels_last)
@@ -107,7 +112,7 @@ def times(seconds: float) -> dict[Form | str, tuple[float, int]]:
         "convolution, channels last": (plain.to(memory_format=torch.channels_last), x),
         "exact": (exact, x),
     }
-    for form in FORMS:
+    for form in forms:
         made[form] = (spline_form(exact.to(form.dtype), form.kind, rank=form.rank), x.to(form.dtype))
         exact.to(torch.float32)
     calls: dict[Form | str, Callable[[], Any]] = {
@@ -154,10 +159,12 @@ def main() -> None:
     parser.add_argument("--out", default="results/spline_forms.csv")
     parser.add_argument("--ckpt_path", default="last", help="of the network trained as above")
     parser.add_argument("--data", default="data/dsb2018_nuclei", help="folder of the nuclei")
+    parser.add_argument("--forms", nargs="*", help="kind, or kind:rank; all by default")
     parser.add_argument("--seconds", type=float, default=60.0, help="of timing, at least ten turns")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    measured = times(args.seconds)
+    chosen = [f for f in FORMS if args.forms is None or f.name in args.forms]
+    measured = times(chosen, args.seconds)
     network, pictures, batches, metrics = trained(args.ckpt_path, args.data)
     seen, unseen = pictures[:BATCHES], pictures[BATCHES:]
     before = dice(network, batches, metrics())

@@ -6,15 +6,21 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from framework.deploy.form import InferenceForm
+from framework.nn.splines.forms import spline_form
 from framework.nn.splines.plain import PlainSplineConv, can_be_plain
 from models.kmunet.network import KMUNetwork, SplineUnit
 from models.segmentation import class_words, segmenter_form
 
 
 def plain(network: KMUNetwork) -> KMUNetwork:
-    """Puts a PlainSplineConv in the place of every spline unit that can have one, in place."""
+    """Puts a PlainSplineConv in the place of every spline unit that can have one, in place.
+
+    A unit of a low rank keeps its normalisation and lifts every channel to its R shapes.
+    """
     for name, unit in network.units.items():
-        if isinstance(unit, SplineUnit) and can_be_plain(unit.conv):
+        if isinstance(unit, SplineUnit) and unit.conv.rank is not None:
+            unit.conv = cast(Any, spline_form(unit.conv, "low_rank", rank=unit.conv.rank))
+        elif isinstance(unit, SplineUnit) and can_be_plain(unit.conv):
             network.units[name] = PlainSplineConv(cast(Any, unit.conv), unit.norm)
     return network
 
