@@ -215,8 +215,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     for what in arguments.what:
+        torch.set_num_threads(1 if what == "memory" else arguments.threads)  # there the child has the threads
         for name in arguments.methods:
             side = arguments.side if what == "memory" else arguments.small
             if what == "seam":

@@ -11,11 +11,14 @@ import re
 from pathlib import Path
 
 from benchmarks import pictures
-from benchmarks.tables import deploy, files, layers, readme, scale
+from benchmarks.tables import deploy, files, layers, microscopy, readme, scale
 from benchmarks.tables.common import BLOCK, RENDERERS, ROOT
 
 # the tables register themselves when their modules are imported
-__all__ = ["BLOCK", "RENDERERS", "ROOT", "deploy", "files", "layers", "pages", "readme", "render", "scale", "whole"]
+__all__ = [
+    "BLOCK", "RENDERERS", "ROOT", "deploy", "files", "layers", "microscopy", "pages", "readme", "render", "scale",
+    "whole",
+]  # fmt: skip
 
 
 def render(text: str) -> str:

@@ -29,7 +29,7 @@ FILES = {
     "loe_study": "PSNR of every variant and control on six Kodak images at 96 x 64",
     "pictures": "what every figure of the pages was made by, and hashes that tell when it is stale",
     "scale": "operations, bytes and hours of the full recipes, counted and not measured",
-    "tiles": "prediction in tiles: seam, speed, and the memory of a picture of 12,000 x 12,000",
+    "tiles": "prediction in tiles: seam, speed and memory",
     "second_derivatives_speed": "first-order time of the layers before and after second derivatives",
     "spline_forms": "spline layers in their forms for inference: time, bytes, bound, error, Dice",
     "squares_generation": "images per second that the squares are generated with",
