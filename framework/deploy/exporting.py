@@ -64,9 +64,9 @@ def export(
         "files": [],
     }
     batches = [[np.asarray(array) for array in batch] for batch in calibration or []]
-    named = {file_name(form, format, precision): form for form in forms_of(module, example)}
-    for name in (*named, REPORT):
-        refuse_taken(folder / name)
+    with torch.random.fork_rng([]):  # a form may be built anew, which draws
+        named = {file_name(form, format, precision): form for form in forms_of(module, example)}
+    refuse_taken(*(folder / name for name in (*named, REPORT)))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as staged, torch.random.fork_rng([]):
         for name, form in named.items():
@@ -121,10 +121,11 @@ def file_name(form: InferenceForm, format: Format, precision: Precision) -> str:
     return f"{form.name}{middle}.{writing.SUFFIX[format]}"
 
 
-def refuse_taken(path: Path) -> None:
+def refuse_taken(*paths: Path) -> None:
     """Raises ConfigError for a file that is there."""
-    if path.exists() or path.is_symlink():
-        raise ConfigError(f"out: {path} is there already, and nothing is replaced; give another folder with --out")
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            raise ConfigError(f"out: {path} is there already, and nothing is replaced; give another folder with --out")
 
 
 def _sizes(

@@ -184,7 +184,7 @@ def test_exporting_changes_neither_the_module_nor_the_process(tmp_path) -> None:
     # what is cached for all layers of a process
     layer = ScaleSpaceDepthwiseConv2d(8)
     assert torch.isfinite(layer(torch.randn(1, 8, 9, 9))).all()
-    made.network.units["down_0_a"].conv.extend_grid(1)
+    KANConv2d(1, 1, 3, max_grid_size=10).extend_grid(2)
     loss = made(torch.randn(2, 1, 8, 8)).square().mean()
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in made.network.head.parameters())
