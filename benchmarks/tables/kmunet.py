@@ -45,6 +45,21 @@ def kmunet_rates() -> str:
     return markdown(["network, validation Dice at the rate", *rates], rows) + provenance(frame)
 
 
+@table
+def spline_forms() -> str:
+    """Forms for inference: time, bytes, bound, error, Dice."""
+    frame = read("spline_forms")
+    names = {"low_rank": "low rank", "low_rank_int8": "low rank, int8"}
+    rows = []
+    for row in frame.to_dict("records"):
+        name = names.get(row["form"], row["form"]) + (f", R = {row['rank']}" if row["rank"] else "")
+        name += "" if row["dtype"] == "float32" else f", {row['dtype']}"
+        rows.append([name, row["cpu_ms"], row["ratio_to_conv"], row["kib"], row["bound"], row["largest_error"],
+                     row["relative_error"], row["dice"], row["dice_change"]])  # fmt: skip
+    header = ["form", "ms", "/ convolution", "KiB", "bound", "largest error", "relative error", "Dice", "change"]
+    return markdown(header, rows) + provenance(frame)
+
+
 def _kmunet(name: str) -> str:
     frame = read(name)
     rows = []
