@@ -19,6 +19,7 @@ from framework.distributed import broadcast_buffers
 from framework.errors import DivergenceError
 from framework.protocols import MeetsData
 from framework.signals import StopTogether
+from framework.step_memory import StepMemory
 
 # steps between two looks at the loss for values that are not finite, on an accelerator
 LOSS_CHECK_EVERY = 50
@@ -155,7 +156,7 @@ class WholeFiles(Callback):
 
 
 FIRST = (DataMeeting, EpochFigures)
-LAST = (FiniteLoss, SchedulerCatchUp, EqualBuffers, WholeFiles, BestSoFar, StopTogether)
+LAST = (FiniteLoss, SchedulerCatchUp, EqualBuffers, WholeFiles, BestSoFar, StepMemory, StopTogether)
 
 
 def missing_contracts(trainer: Trainer | None) -> list[Callback]:

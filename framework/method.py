@@ -6,7 +6,7 @@ overriding one of the small hooks.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Split = Literal["train", "val", "test"]
+Memory = Literal["auto", "fast", "lean"]
 Batch = dict[str, Tensor]
 
 __all__ = ["ADAM", "LOSS_CHECK_EVERY", "BaseMethod", "Batch", "Split", "settle_epoch"]
@@ -47,6 +48,11 @@ class BaseMethod(StoredModule):
         optimizer: called with the result of `parameter_groups()`.
         lr_scheduler: called with the optimizer; None keeps the learning rates constant.
         lr_interval: the scheduler steps once per `epoch` or once per optimizer `step`.
+        memory: `fast` keeps what the backward pass needs, `lean` makes part of it again (`save_memory`), `auto` is
+            `lean` where an accelerator has not the memory for `fast`; looked at before the first step.
+
+    Raises:
+        ConfigError: another `memory`.
     """
 
     #: the figure that says which checkpoint is best, and whether it is to be large (`max`) or small (`min`)
@@ -60,18 +66,23 @@ class BaseMethod(StoredModule):
     initial_weights: str | None = None
     #: beginnings of the names of what is never taken over: it belongs to the data
     not_taken_over: tuple[str, ...] = ("metrics.",)
+    #: False for a method that looks after the memory of its steps itself (`framework.step_memory`)
+    plans_memory: bool = True
 
     def __init__(
         self,
         optimizer: OptimizerCallable = ADAM,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
+        memory: Memory = "auto",
     ) -> None:
         super().__init__()
+        if memory not in get_args(Memory):
+            raise ConfigError(f"model.memory: expected one of {', '.join(get_args(Memory))}, got {memory!r}")
         self.save_hyperparameters()
         self.optimizer_factory = factory(optimizer, "optimizer")
         self.lr_scheduler_factory = None if lr_scheduler is None else factory(lr_scheduler, "lr_scheduler")
-        self.lr_interval = lr_interval
+        self.lr_interval, self.memory = lr_interval, memory
         self.metrics = nn.ModuleDict()
         self._initialised = False
         self._optimizer_settings: dict[str, Any] | None = None
@@ -191,6 +202,14 @@ class BaseMethod(StoredModule):
     def samples_in(self, batch: Batch) -> int:
         """Number of samples in a batch, the weight of its loss: by default the length of its first tensor."""
         return len(next(iter(batch.values())))
+
+    def save_memory(self) -> str | None:
+        """Makes a training step take less memory for more work, where the method knows how.
+
+        Returns:
+            what was changed, in a few words; None: there is nothing to give up.
+        """
+        return None
 
     def figures(self, batch: Batch) -> "dict[str, Figure]":
         """Figures by name, drawn from one evaluation batch at the end of fit and test."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from framework.deploy.form import Axis, InferenceForm, Port
 from framework.errors import ConfigError
+from framework.nn.modes import has_values
 from framework.tiling import TileSize, tile_side, tiled
 
 
@@ -19,7 +20,7 @@ def check_classes(mask: Tensor, num_classes: int, ignore_index: int | None = Non
         num_classes: C, background (0) included.
         ignore_index: mask value of pixels without a label.
     """
-    if mask.is_cuda:
+    if mask.is_cuda or not has_values(mask):
         return  # reading a value waits for the device
     labelled = mask if ignore_index is None else mask[mask != ignore_index]
     if labelled.numel() and (int(labelled.max()) >= num_classes or int(labelled.min()) < 0):

@@ -39,7 +39,7 @@ class SegmentationMethod(BaseMethod):
             `+` or as a list.
         class_weights: (C,) for the weighted losses, used as mean 1; `balanced`: inversely proportional to the pixels of
             every class in the training masks.
-        **training: `optimizer`, `lr_scheduler` and `lr_interval` of BaseMethod.
+        **training: `optimizer`, `lr_scheduler`, `lr_interval` and `memory` of BaseMethod.
 
     Raises:
         ConfigError: numbers that cannot be, no such loss, or weights that do not go with it.

@@ -3,7 +3,8 @@
 from typing import NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from framework.errors import ConfigError
 
@@ -32,3 +33,8 @@ class Layer(nn.Module):
             f"{type(self).__name__}: torch.jit.script cannot read it; torch.export, torch.compile and torch.jit.trace "
             "follow it"
         )
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor has values to look at: not on the meta device, and not torch's fake tensors (torch 2.15)."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))

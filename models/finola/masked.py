@@ -204,6 +204,10 @@ class MaskedFinola(FinolaMethod):
             "target": target,
         }
 
+    def save_memory(self) -> str | None:
+        """Of `element` the rollout again in the backward pass; block-wise steps are not recomputed."""
+        return super().save_memory() if self.mode == "element" else None
+
     def configure_metrics(self, split: Split) -> dict[str, Metric]:
         """`psnr`: mean over images of the PSNR of their masked pixels in [0, 1]."""
         return {"psnr": float_psnr(dims=2)}

@@ -82,7 +82,7 @@ class FinolaMethod(BaseMethod):
         loss: `mse`, `l1` or `l1+mse`, on pixels in [-1, 1].
         matrix_lr: learning rate of FINOLA's matrices; None: the optimizer's. Above C = 128 take about 64 / C of it.
         optimizer: with weight decay on convolutions and linear layers only.
-        **training: `lr_scheduler` and `lr_interval` of BaseMethod.
+        **training: `lr_scheduler`, `lr_interval` and `memory` of BaseMethod.
 
     Attributes:
         options: all that decides the network, as far as it was given.
@@ -143,3 +143,12 @@ class FinolaMethod(BaseMethod):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Weight decay on convolutions and linear layers, none on FINOLA's matrices, norms, biases and seeds."""
         return parameter_groups(self, self.matrix_lr)
+
+    def save_memory(self) -> str | None:
+        """`checkpoint`: the rollout again in the backward pass, path by path."""
+        rollouts = [m for m in self.modules() if isinstance(m, Finola)]
+        if not rollouts:
+            return None
+        for rollout in rollouts:
+            rollout.checkpoint = True
+        return "model.checkpoint: true"

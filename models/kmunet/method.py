@@ -16,6 +16,7 @@ from framework.figures import edge_strength_maps, outside_fractions, spline_curv
 from framework.method import ADAM, LOSS_CHECK_EVERY, Batch, Split
 from framework.metrics import overlap_metrics
 from framework.nn import KOrigins, SplineLayer, observe, spline_layers
+from framework.nn.modes import has_values
 from framework.nn.splines.bspline import Tail
 from framework.nn.splines.expansion import Base, Implementation
 from framework.nn.splines.options import SplineOptions
@@ -57,7 +58,7 @@ class KMUNet(SegmentationMethod):
             normalisation, then splines, and nothing else.
         optimizer: any of torch's; with GridExtension one whose moments can be carried over.
         **shared: `in_channels`, `num_classes`, `ignore_index`, `tile`, `class_weights` of `SegmentationMethod`;
-            `lr_scheduler` and `lr_interval` of BaseMethod.
+            `lr_scheduler`, `lr_interval` and `memory` of BaseMethod.
 
     Raises:
         ConfigError: arguments that do not go together.
@@ -206,8 +207,17 @@ class KMUNet(SegmentationMethod):
 
     # ------------------------------------------------------------------ checks
 
+    def save_memory(self) -> str | None:
+        """`implementation: recompute` for every spline layer."""
+        layers = list(spline_layers(self.network).values())
+        for layer in layers:
+            layer.implementation = "recompute"
+        return "model.implementation: recompute" if layers else None
+
     def _check_finite(self, logits: Tensor, image: Tensor) -> None:
         # reading a value waits for the device
+        if not has_values(logits):
+            return
         if logits.is_cuda and self.attached_trainer is not None and self.global_step % LOSS_CHECK_EVERY:
             return
         if bool(torch.isfinite(logits).all()):

@@ -60,7 +60,7 @@ class KOriginsSegmentation(SegmentationMethod):
         origin_lr: learning rate of the origins; the paper's code: 100.
         optimizer: of the convolutions; the origins share it at their own learning rate.
         **shared: `in_channels`, `num_classes`, `ignore_index`, `tile`, `loss` (the author's is `cross_entropy`) and
-            `class_weights` of `SegmentationMethod`; `lr_scheduler` and `lr_interval` of BaseMethod.
+            `class_weights` of `SegmentationMethod`; `lr_scheduler`, `lr_interval` and `memory` of BaseMethod.
 
     Raises:
         ConfigError: arguments that do not go together.
@@ -259,6 +259,13 @@ class KOriginsSegmentation(SegmentationMethod):
         if origins:
             groups.append({"params": origins, "lr": self.origin_lr, "name": "origins"})
         return groups
+
+    def save_memory(self) -> str | None:
+        """Runs the blocks again in the backward pass; with batch normalisation that would count every batch twice."""
+        if self.hparams.get("batch_norm"):
+            return None
+        self.network.checkpoint = True
+        return "blocks that run again in the backward pass"
 
     def figures(self, batch: Batch) -> Mapping[str, Figure]:  # type: ignore[override]
         """Input, truth, prediction, error and IoU per class; Hellinger distances where class statistics are known."""

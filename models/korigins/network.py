@@ -1,5 +1,6 @@
 """The U-shaped networks of the K-Origins paper, with and without K-Origins (arXiv 2409.02281): plain torch."""
 
+import contextlib
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from framework.errors import ConfigError
 from framework.nn.options import spelled_out
@@ -175,6 +177,9 @@ class KOriginsUNet(nn.Module):
         ConfigError: if a value is out of range, or ``widen`` meets ``origins``, or ``deep_origins`` lacks them.
     """
 
+    #: True runs every block again in the backward pass instead of keeping what it made
+    checkpoint: bool = False
+
     @spelled_out(EncoderOptions)
     def __init__(
         self,
@@ -243,15 +248,26 @@ class KOriginsUNet(nn.Module):
         """
         self._check(x)
         with full_precision(x):
-            skips = [self.encoder[0](promoted(x, self.head.weight))]
+            skips = [self._block(self.encoder[0], promoted(x, self.head.weight))]
         for block in self.encoder[1:]:
-            skips.append(block(self.pool(skips[-1])))
+            skips.append(self._block(block, self.pool(skips[-1])))
         x = skips.pop()
         # features keep the scale of the raw intensities: a bfloat16 decoder alone can move the logits by over 1 %
         with full_precision(x):
             for up, block in zip(self.up, self.decoder, strict=True):
-                x = block(torch.cat([up(promoted(x, self.head.weight)), skips.pop()], dim=1))
+                x = self._block(block, torch.cat([up(promoted(x, self.head.weight)), skips.pop()], dim=1))
             return self.head(x)
+
+    def _block(self, block: nn.Module, x: Tensor) -> Tensor:
+        if not (self.checkpoint and self.training and torch.is_grad_enabled()):
+            return block(x)
+        precise = not torch.is_autocast_enabled(x.device.type)
+
+        def again(x: Tensor) -> Tensor:  # in the backward pass, outside of what surrounds the first run
+            with full_precision(x) if precise else contextlib.nullcontext():
+                return block(x)
+
+        return cast(Tensor, checkpoint(again, x, use_reentrant=False))
 
     @property
     def stride(self) -> int:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import OptimizerCallable
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -64,7 +65,7 @@ class MasterKeyClassifier(BaseMethod):
         cutmix: alpha of cutmix; 0: none. With both, each batch takes one of the two.
         layer_decay: factor on the learning rate from each layer to the one before it; 1: none.
         optimizer: one-dimensional parameters get no weight decay.
-        **training: `lr_scheduler` and `lr_interval` of BaseMethod.
+        **training: `lr_scheduler`, `lr_interval` and `memory` of BaseMethod.
 
     Raises:
         ConfigError: no depthwise convolution, an unknown bank, or values out of range.
@@ -201,6 +202,15 @@ class MasterKeyClassifier(BaseMethod):
         else:
             mixed = share * image + (1 - share) * image.flip(0)
         return mixed, share * target + (1 - share) * target.flip(0)
+
+    def save_memory(self) -> str | None:
+        """timm's checkpointing of blocks; with batch normalisation that would count every batch twice."""
+        normalised = any(isinstance(m, _BatchNorm) for m in self.network.modules())
+        switch: Any = getattr(self.network, "set_grad_checkpointing", None)
+        if normalised or switch is None:
+            return None
+        switch(True)
+        return "blocks that run again in the backward pass"
 
     def configure_metrics(self, split: Split) -> dict[str, Metric]:
         """`top1` and, with more than five classes, `top5`, in [0, 1]; in training against the unmixed labels."""

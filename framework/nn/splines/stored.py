@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from framework.errors import CheckpointError, ConfigError
-from framework.nn.modes import Layer, followed
+from framework.nn.modes import Layer, followed, has_values
 from framework.nn.splines.bspline import SplineGrid, projection_error, projection_matrix, refinement_matrix
 from framework.nn.splines.expansion import Base
 from framework.nn.splines.low_rank import compose, factorise, weighted_gram
@@ -66,7 +66,7 @@ class StoredCoefficients(Layer):
         """Raises ConfigError where the tensors are not of this layer's grid any more."""
         code = self.grid_code
         # reading a value waits for an accelerator, which training cannot afford; a copy is there to be evaluated
-        if followed() or code.is_meta or (self.training and code.device.type != "cpu"):
+        if followed() or not has_values(code) or (self.training and code.device.type != "cpu"):
             return
         # an average of equal codes is off by rounding only
         if any(abs(a - b) > 0.05 for a, b in zip(code.tolist(), grid_code(self.grid), strict=True)):
