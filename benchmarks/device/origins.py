@@ -1,4 +1,6 @@
-"""K-networks, trained (unfolded) and folded, beside the plain network of the same shape: forward, 400 x 400."""
+"""K-networks beside the plain one of the same shape, 400 x 400: unfolded, folded, frozen (folded while it trains)."""
+
+import copy
 
 import torch
 
@@ -17,7 +19,9 @@ def rows(table: Table, smoke: bool) -> None:
                 "plain": KOriginsUNet(rfl, 1, 3).to(table.device),
                 "unfolded": k_network,
                 "folded": k_network.fold(),
+                "frozen": KOriginsUNet(rfl, 1, 3, origins=origins, trainable_origins=False).to(table.device),
             }
+            networks["unfolded, channels last"] = copy.deepcopy(k_network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             image = 20000 + 5000 * torch.randn(batch, 1, side, side, device=table.device)
             operations = products(networks["plain"], image)
             for dtype in ("fp32", "bf16"):

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from framework.errors import ConfigError
 from framework.nn.options import spelled_out
-from framework.nn.origins.korigins import KOrigins, fold_korigins
+from framework.nn.origins.korigins import KOrigins, convolve_folded, fold_korigins
 from framework.nn.precision import full_precision, promoted
 
 Widened = Literal["both", "last"]
@@ -110,6 +110,9 @@ class KOriginsConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, N, H, W) of any real dtype to (B, out, H', W') of the convolution's dtype, or a wider one of x."""
+        frozen = self.training and torch.is_grad_enabled() and not self.korigins.weight.requires_grad
+        if frozen and x.device.type != "cpu":  # fewer bytes, which are an accelerator's limit here
+            return convolve_folded(x, self.korigins, self.conv)
         with full_precision(x):
             return self.conv(promoted(self.korigins(x), self.conv.weight))
 

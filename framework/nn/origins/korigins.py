@@ -290,3 +290,33 @@ def fold_korigins(korigins: KOrigins, conv: nn.Conv2d) -> FoldedKOrigins:
     folded.weight = nn.Parameter(kernel.sum(1).to(weight))
     folded.bias = nn.Parameter(bias.to(weight))
     return FoldedKOrigins(folded, tap_bias.to(weight)).train(conv.training)
+
+
+def convolve_folded(x: Tensor, korigins: KOrigins, conv: nn.Conv2d) -> Tensor:
+    """`conv(korigins(x))` as one plain convolution of x, differentiable in x, in the kernel and in the bias.
+
+    For training behind origins that stay where they are: the maps are neither written nor read. The kernel's two sums
+    are made in float64, as in `fold_korigins`; the gradients are those of the unfolded form up to rounding.
+
+    Args:
+        x: (B, N, H, W), any real dtype, raw intensities.
+        korigins: layer of N channels.
+        conv: zero padding given as numbers, one group.
+
+    Returns:
+        (B, out, H', W') in what torch promotes the dtypes of x and the convolution to.
+    """
+    dtype = torch.promote_types(x.dtype, conv.weight.dtype)
+    inner = torch.promote_types(dtype, torch.float32)
+    with full_precision(x):
+        kernel = conv.weight.double().unflatten(1, (-1, korigins.in_channels))  # (out, 1 + K or K, N, kh, kw)
+        origins = korigins.weight.double()
+        taps = -torch.einsum("okchw,kc->ohw", kernel[:, -len(origins) :], origins)
+        bias = taps.sum((1, 2)) if conv.bias is None else taps.sum((1, 2)) + conv.bias.double()
+        plain = (conv.stride, conv.padding, conv.dilation)
+        y = F.conv2d(x.to(inner), kernel.sum(1).to(inner), bias.to(inner), *plain)
+        # a kernel element outside the image adds nothing: the same convolution of what lies outside takes it off again
+        inside = torch.ones((1, 1, *x.shape[-2:]), dtype=inner, device=x.device)
+        reached = F.conv2d(inside, taps.unsqueeze(1).to(inner), None, *plain)
+        y = y + (reached - taps.sum((1, 2)).to(inner)[:, None, None])
+    return y.to(dtype)
