@@ -48,6 +48,23 @@ class Change:
     lift: float
 
 
+def numbers(size: tuple[int, int], settings: Augmentation, crop: int | None, rng: np.random.Generator) -> np.ndarray:
+    """What is drawn for one sample, (26,) float64; arguments as those of `draw`.
+
+    Top and left of the crop, the angle in radians, the factor of the size, mirrored along y and x, gain, lift, and two
+    3 x 3 grids of displacements in pixels.
+    """
+    height, width = size
+    h, w = (crop, crop) if crop else (height, width)
+    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    angle = np.deg2rad(rng.uniform(-settings.rotate, settings.rotate))
+    zoom = (1 + settings.scale) ** rng.uniform(-1, 1)
+    bends = rng.normal(0, 1, (2, 3, 3)) * settings.elastic
+    mirror = rng.integers(2, size=2) * settings.flip
+    gain, lift = rng.uniform(-1, 1, 2) * settings.intensity
+    return np.array([top, left, angle, zoom, *mirror, gain, lift, *bends.ravel()])
+
+
 def draw(size: tuple[int, int], settings: Augmentation, crop: int | None, rng: np.random.Generator) -> Change:
     """One random crop, turn, size, bend and mirror; contrast and brightness.
 
@@ -59,12 +76,9 @@ def draw(size: tuple[int, int], settings: Augmentation, crop: int | None, rng: n
     """
     height, width = size
     h, w = (crop, crop) if crop else (height, width)
-    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-    angle = np.deg2rad(rng.uniform(-settings.rotate, settings.rotate))
-    zoom = (1 + settings.scale) ** rng.uniform(-1, 1)
-    bends = rng.normal(0, 1, (2, 3, 3)) * settings.elastic
-    mirror = rng.integers(2, size=2) * settings.flip
-    gain, lift = rng.uniform(-1, 1, 2) * settings.intensity
+    drawn = numbers(size, settings, crop, rng)
+    (angle, zoom, *mirror, gain, lift), bends = drawn[2:8], drawn[8:].reshape(2, 3, 3)
+    top, left = int(drawn[0]), int(drawn[1])
     box, places = (top, top + h, left, left + w), None
     if angle or zoom != 1 or settings.elastic:
         y, x = np.meshgrid(np.arange(h) - (h - 1) / 2, np.arange(w) - (w - 1) / 2, indexing="ij")

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from torch.utils.data import Dataset
 
 from datamodules.listing import ImageFiles, Listing, scan
+from datamodules.on_device import FolderOnDevice
 from datamodules.transforms import EvalTransform, Finish, Interpolation, TrainTransform
-from framework.data import BaseDataModule
 from framework.errors import ConfigError, DataError, few
 
 
-class ImageFolderDataModule(BaseDataModule):
+class ImageFolderDataModule(FolderOnDevice):
     """Any folder of pictures, with a folder per class or flat, split by folders, by a file or by a fraction.
 
     A sample is `image` float32 (3, image_size, image_size), `label` int64 (only where there are class folders; the

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentation import Augmentation
 from datamodules.large import LargePicture
+from datamodules.on_device import SegmentationOnDevice
 from datamodules.pairing import Pair
 from datamodules.prediction_files import PredictionFiles
 from datamodules.reading import MasksAre, Normalize, Reading, Slices, Targets
@@ -16,13 +17,12 @@ from datamodules.scan import check_evaluation, check_foreground, check_training
 from datamodules.segmentation_data import SegmentationFiles
 from datamodules.splits import Splits
 from datamodules.statistics import channel_statistics, class_counts, class_statistics
-from framework.data import BaseDataModule
 from framework.distributed import say
 from framework.errors import ConfigError, DataError
 from framework.serialization import class_path
 
 
-class SegmentationDataModule(BaseDataModule):
+class SegmentationDataModule(SegmentationOnDevice):
     """Images and masks paired by name, as people lay them out; every format and depth of `datamodules.io`.
 
     The splits are those of `split_file`, of `fold`, of folders `train`, `val`, `test`, or else blocks in natural order:

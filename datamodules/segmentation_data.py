@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.augmentation import Augmentation, Box, changed, cut, draw
+from datamodules.augmentation import Augmentation, Box, changed, cut, draw, numbers
 from datamodules.io import open_picture
 from datamodules.masks import read_instances, read_mask
 from datamodules.pairing import Pair
@@ -80,7 +80,13 @@ class SegmentationFiles(Dataset):
         seed: of the augmentation, drawn from (seed, epoch, index).
         cache: keep decoded samples in memory: True all, False none, a number so many megabytes.
         with_objects: instance masks also give `objects`.
+
+    Attributes:
+        later: leave augmentation and normalisation to the device (`datamodules.on_device`): samples hold the picture as
+            it was read, `bits` of its file and, in training, the `draws`.
     """
+
+    later = False
 
     def __init__(
         self,
@@ -113,17 +119,32 @@ class SegmentationFiles(Dataset):
         pair = self.pairs[place]
         if pair.index in self.bare:
             return {"index": torch.tensor(pair.index)}
-        if self.augmentation is not None and pair.masks:
+        rest = {}
+        if self.augmentation is not None and pair.masks and not self.later:
             image, mask, depth = self._augmented(int(place), getattr(place, "epoch", 0), self.augmentation)
         else:
             image, mask, depth = self._files(int(place))
-        image = normalized(image, self.reading, depth)
+        if self.later:
+            rest["bits"] = torch.tensor(depth)
+            if self.augmentation is not None and pair.masks:
+                rest["draws"] = self._draws(pair, image.shape[1:], getattr(place, "epoch", 0), self.augmentation)
+        else:
+            image = normalized(image, self.reading, depth)
         sample = {"image": torch.from_numpy(np.ascontiguousarray(image, np.float32)), "index": torch.tensor(pair.index)}
         if mask is not None:
             sample["mask"] = torch.from_numpy(mask.astype(np.int64))
         if self.with_objects and pair.masks and self.reading.masks_are == "instances":
             sample["objects"] = torch.from_numpy(self._objects(pair))
-        return sample
+        return {**sample, **rest}
+
+    def _draws(self, pair: Pair, size: Sequence[int], epoch: int, settings: Augmentation) -> Tensor:
+        self._check_crop(pair, size)
+        rng = np.random.default_rng([self.seed, epoch, pair.index])
+        return torch.from_numpy(numbers((size[0], size[1]), settings, self.crop, rng))
+
+    def _check_crop(self, pair: Pair, size: Sequence[int]) -> None:
+        if min(size) < (self.crop or 0):
+            raise DataError(f"data.crop: {pair.image} is {tuple(size)}, smaller than the crop of {self.crop}")
 
     def _objects(self, pair: Pair) -> np.ndarray:
         """(H, W) int64 label image, where the picture is made smaller of the pixel in the middle of every block."""
@@ -140,8 +161,7 @@ class SegmentationFiles(Dataset):
         else:
             picture = open_picture(pair.image, self.reading.axes)
             height, width = (side // self.reading.downscale for side in picture.size)
-        if min(height, width) < (self.crop or 0):
-            raise DataError(f"data.crop: {pair.image} is {(height, width)}, smaller than the crop of {self.crop}")
+        self._check_crop(pair, (height, width))
         rng = np.random.default_rng([self.seed, epoch, pair.index])
         change = draw((height, width), settings, self.crop, rng)
         box = change.box

@@ -35,6 +35,14 @@ class Finish:
 
 
 @dataclass(frozen=True)
+class Later(Finish):
+    """Leaves the end to the device (`datamodules.on_device`): uint8 (3, H, W)."""
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+@dataclass(frozen=True)
 class EvalTransform:
     """Shorter side to `resize`, then the central `size` x `size` (`center`); or all of it to `size` (`squash`)."""
 

@@ -313,7 +313,7 @@ def convolve_folded(x: Tensor, korigins: KOrigins, conv: nn.Conv2d) -> Tensor:
         origins = korigins.weight.double()
         taps = -torch.einsum("okchw,kc->ohw", kernel[:, -len(origins) :], origins)
         bias = taps.sum((1, 2)) if conv.bias is None else taps.sum((1, 2)) + conv.bias.double()
-        plain = (conv.stride, conv.padding, conv.dilation)
+        plain: Any = (conv.stride, conv.padding, conv.dilation)
         y = F.conv2d(x.to(inner), kernel.sum(1).to(inner), bias.to(inner), *plain)
         # a kernel element outside the image adds nothing: the same convolution of what lies outside takes it off again
         inside = torch.ones((1, 1, *x.shape[-2:]), dtype=inner, device=x.device)
