@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from benchmarks.common import append_row, environment, read_rows
-from benchmarks.scale import KODAK, PIXELS, RECIPES, Recipe, _BuildOnly
+from benchmarks.scale import KODAK, PIXELS, RECIPES, Recipe
+from framework.commands.cli import BuildOnly
 from framework.memory import SHARE
 from framework.nn.waves import finola as waves
 from framework.step_memory import activation_bytes, weight_bytes
@@ -68,7 +69,7 @@ def line(method: Any, recipe: Recipe) -> Line:
 
 def words(recipe: Recipe, limit: float) -> dict[str, object]:
     """The recipe's bytes, fast and lean, and what fits."""
-    method: Any = _BuildOnly(args=["fit", *recipe.parts[-1].words]).model
+    method: Any = BuildOnly(args=["fit", *recipe.parts[-1].words]).model
     batch = BATCH[recipe.name]
     fast = line(method, recipe)
     how = method.save_memory()
