@@ -84,7 +84,6 @@ class LevelsOfExperts(NetworkPerImage):
     monitor = "val/psnr"
     monitor_mode = "max"
 
-    plans_memory = False  # `rows_at_once`
     unaveraged = ("best", "segmentation_maps")
     segmentation_maps: Tensor | None
     inference_forms = forms

@@ -50,6 +50,7 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
         good: (own images,) bool, of the last training step: the loss is a loss.
     """
 
+    plans_memory = False  # networks are made when the images are known, and take their pixels in parts
     unaveraged: tuple[str, ...] = ("best",)
     network: nn.Module
     best: nn.Module
