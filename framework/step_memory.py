@@ -139,13 +139,14 @@ def plan(
     """
     fixed = weight_bytes(method, optimizers)
     needed = fixed + activation_bytes(method, batch, precision())
-    given_up = None
+    given_up, seen = None, True
     short = free is not None and needed > SHARE * free
     if method.memory == "lean" or (method.memory == "auto" and short):
-        given_up = method.save_memory()
+        given_up, before = method.save_memory(), needed
         if given_up is not None:
             needed = fixed + activation_bytes(method, batch, precision())
-    if free is not None and needed > free:
+        seen = given_up is None or needed < before  # what saved tensors are rebuilt from has no address without values
+    if seen and free is not None and needed > free:
         tried = f" even with {given_up}" if given_up else ""
         lean = ", model.memory: lean" if method.memory == "fast" else ""
         raise ConfigError(
