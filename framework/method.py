@@ -190,8 +190,8 @@ class BaseMethod(StoredModule):
         """
         if metrics and (missing := [key for key in ("preds", "target") if key not in outputs]):
             raise ConfigError(
-                f"{type(self).__name__}.step: got {few(list(outputs))}, expected {missing[0]} too, which the metrics "
-                "count; return it, or override update_metrics"
+                f"{type(self).__name__}.step: expected {missing[0]} too, which the metrics count, got "
+                f"{few(list(outputs))}; return it, or override update_metrics"
             )
         if isinstance(metrics, MetricCollection):
             metrics.update(outputs["preds"], outputs["target"])
@@ -273,7 +273,7 @@ def _as_outputs(returned: Any, name: str) -> dict[str, Tensor]:
             got = f"a dict with {few(list(outputs)) or 'nothing'}"
         else:
             got = type(returned if loss is None else loss).__name__
-        raise ConfigError(f"{name}.step: got {got}, expected a dict with `loss`, a scalar tensor, or the loss alone")
+        raise ConfigError(f"{name}.step: expected a dict with `loss`, a scalar tensor, or the loss alone, got {got}")
     return cast(dict[str, Tensor], outputs)
 
 

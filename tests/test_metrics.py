@@ -331,7 +331,7 @@ def test_a_class_that_cannot_be_is_named(make) -> None:
         ("preds", -1, (torch.tensor([[[0, 1, -1]]]), fine)),
     ):
         hint = f"; give ignore_index={value} if it marks pixels without a label" if name == "target" else "$"
-        with pytest.raises(DataError, match=rf"{name}: got the class {value}, expected 0 to 2 \(num_classes\){hint}"):
+        with pytest.raises(DataError, match=rf"{name}: expected classes 0 to 2 \(num_classes\), got {value}{hint}"):
             make(None).update(*maps_)
     for value in (255, -1):
         metric = make(value)
@@ -348,7 +348,7 @@ def test_a_class_that_cannot_be_is_named(make) -> None:
 def test_scores_and_maps_that_do_not_fit_are_named(preds, target) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(preds, generator=generator)
-    with pytest.raises(DataError, match=r"preds and target: got .* or \(B, 3, H, W\) scores beside classes"):
+    with pytest.raises(DataError, match=r"preds and target: expected .* or \(B, 3, H, W\) scores beside classes, got"):
         ForegroundIoU(3).update(scores, torch.zeros(target, dtype=torch.int64))
 
 

@@ -55,16 +55,16 @@ def _check_keys(content: Mapping[Any, Any]) -> None:
     allowed = _ROWS_KEYS if "rows" in content else _KEYS
     if unknown := [key for key in content if key not in allowed]:
         near = difflib.get_close_matches(str(unknown[0]), sorted(allowed), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(allowed))}."
-        raise ConfigError(f"there is no key {unknown[0]!r} in a study; {hint}")
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(allowed))}"
+        raise ConfigError(f"{unknown[0]}: there is no such key in a study; {hint}")
     if "rows" not in content and content.get("base") is None:
-        raise ConfigError("`base` is missing: one configuration or a list, as `framework fit -c` takes")
+        raise ConfigError("base: expected one configuration or a list, as `framework fit -c` takes, got none")
 
 
 def _of(content: Mapping[str, Any], key: str, kinds: Any, expected: str, default: Any) -> Any:
     value = content.get(key, default)
     if not isinstance(value, kinds):
-        raise ConfigError(f"{key}: got {value!r}, expected {expected}")
+        raise ConfigError(f"{key}: expected {expected}, got {value!r}")
     return value
 
 
@@ -77,12 +77,12 @@ def _check_settings(content: Mapping[str, Any]) -> None:
 
 def _texts(key: str, value: Any, expected: str) -> None:
     if not all(isinstance(entry, str) for entry in listed(value)):
-        raise ConfigError(f"{key}: got {value!r}, expected {expected}")
+        raise ConfigError(f"{key}: expected {expected}, got {value!r}")
 
 
 def _check_changes(key: str, changes: Any) -> None:
     if not isinstance(changes, Mapping | None) or not all(isinstance(k, str) for k in changes or {}):
-        raise ConfigError(f"{key}: got {changes!r}, expected keys and values, as on the command line")
+        raise ConfigError(f"{key}: expected keys and values, as on the command line, got {changes!r}")
     _texts(f"{key}.-c", (changes or {}).get("-c", []), "one configuration or a list, as `framework fit -c` takes")
 
 
@@ -91,10 +91,10 @@ def _check_changes(key: str, changes: Any) -> None:
 
 def _check_axes(axes: Any, fits: bool) -> None:
     if not isinstance(axes, Mapping):
-        raise ConfigError(f"axes: got {axes!r}, expected axis: values")
+        raise ConfigError(f"axes: expected axis: values, got {axes!r}")
     for axis, values in axes.items():
         if not isinstance(axis, str):
-            raise ConfigError(f"axes: got the name {axis!r}, expected text; put it in quotes")
+            raise ConfigError(f"axes: expected text, got the name {axis!r}; put it in quotes")
         if axis in ((*COSTS, *MADE_BY, *MEASURED, "seed") if fits else (*COSTS, *MADE_BY)):
             raise ConfigError(f"axes.{axis}: every row has a column of this name already; give the axis another")
         if not isinstance(values, Mapping | list):
@@ -117,7 +117,7 @@ def _check_distinct(key: str, values: Sequence[Any]) -> None:
 def _check_seeds(seeds: Any) -> None:
     valid = isinstance(seeds, list) and bool(seeds)
     if not valid or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
-        raise ConfigError(f"seeds: got {seeds!r}, expected a list of whole numbers from 0 on, such as [0, 1, 2]")
+        raise ConfigError(f"seeds: expected a list of whole numbers from 0 on, such as [0, 1, 2], got {seeds!r}")
     _check_distinct("seeds", seeds)
 
 
@@ -130,7 +130,7 @@ def labels_of(content: Mapping[str, Any]) -> dict[str, list[str]]:
 def _check_rule(content: Mapping[str, Any], rule: Any) -> None:
     labels = labels_of(content)
     if not isinstance(rule, Mapping) or not rule:
-        raise ConfigError(f"skip: got {rule!r}, expected axis: label, or axis: [labels]")
+        raise ConfigError(f"skip: expected axis: label, or axis: [labels], got {rule!r}")
     for axis, wanted in rule.items():
         if axis not in labels:
             raise ConfigError(f"skip: there is no axis {axis!r}; there are {few(list(labels))}")
@@ -186,13 +186,13 @@ def _check_runs(content: Mapping[str, Any]) -> None:
     test = _of(content, "test", bool | Mapping, "true, false, or names with what changes", False)
     for name, changes in test.items() if isinstance(test, Mapping) else ():
         if not isinstance(name, str) or "/" in name or (fit and name in ("train", "val")):
-            raise ConfigError(f"test: got the name {name!r}, expected text without `/` that is neither train nor val")
+            raise ConfigError(f"test: expected text without `/` that is neither train nor val, got the name {name!r}")
         _check_changes(f"test.{name}", changes)
     if "rows" not in content and not fit and not test:
         raise ConfigError("fit: false leaves nothing to run; give `test: true`, or names with what changes")
     checkpoint = content.get("checkpoint", "best")
     if checkpoint not in ("best", "last"):
-        raise ConfigError(f"checkpoint: got {checkpoint!r}, expected best or last")
+        raise ConfigError(f"checkpoint: expected best or last, got {checkpoint!r}")
 
 
 def _check_columns(content: Mapping[str, Any]) -> None:
@@ -213,7 +213,7 @@ def _check_columns(content: Mapping[str, Any]) -> None:
 
 def _check_column(key: str, column: Any, taken: Mapping[str, str]) -> None:
     if not isinstance(column, str):
-        raise ConfigError(f"{key}: got the column {column!r}, expected text; put it in quotes")
+        raise ConfigError(f"{key}: expected text, got the column {column!r}; put it in quotes")
     if column in taken:
         raise ConfigError(f"{key}.{column}: there is a column of this name already ({taken[column]}); take another")
 
@@ -221,7 +221,7 @@ def _check_column(key: str, column: Any, taken: Mapping[str, str]) -> None:
 def _check_table(table: Any) -> None:
     valid = isinstance(table, Mapping) and set(table) == {"file", "columns"} and isinstance(table["file"], str)
     if not valid or not isinstance(table["columns"], list | Mapping) or not table["columns"]:
-        raise ConfigError(f"table: got {table!r}, expected `file` and `columns`, a list or column: column of the file")
+        raise ConfigError(f"table: expected `file` and `columns`, a list or column: column of the file, got {table!r}")
 
 
 def columns_of(given: Any) -> dict[str, str]:
@@ -243,7 +243,7 @@ def _check_kept(key: str, figure: str, content: Mapping[str, Any]) -> None:
 
 def _check_choice(choose: Any, content: Mapping[str, Any]) -> None:
     if not isinstance(choose, Mapping) or set(choose) != {"axis", "by"}:
-        raise ConfigError(f"choose: got {choose!r}, expected `axis` and `by`, such as {{axis: rate, by: psnr max}}")
+        raise ConfigError(f"choose: expected `axis` and `by`, such as {{axis: rate, by: psnr max}}, got {choose!r}")
     axes = list(content.get("axes", {}))
     if choose["axis"] not in axes:
         raise ConfigError(f"choose.axis: there is no axis {choose['axis']!r}; there are {few(axes) or 'none'}")

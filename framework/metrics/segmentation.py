@@ -96,8 +96,8 @@ def check_maps(preds: Tensor, target: Tensor, num_classes: int, ignore_index: in
     shape = (target.shape[0], num_classes, *target.shape[1:]) if scores and target.dim() else target.shape
     if target.is_floating_point() or preds.shape != shape:
         raise DataError(
-            f"preds and target: got {tuple(preds.shape)} {preds.dtype} and {tuple(target.shape)} {target.dtype}; "
-            f"expected classes of one shape such as (B, H, W), or (B, {num_classes}, H, W) scores beside classes"
+            f"preds and target: expected classes of one shape such as (B, H, W), or (B, {num_classes}, H, W) scores "
+            f"beside classes, got {tuple(preds.shape)} {preds.dtype} and {tuple(target.shape)} {target.dtype}"
         )
     counted = target if ignore_index is None else target[target != ignore_index]
     for name, classes in (("target", counted), ("preds", None if scores else preds)):
@@ -106,7 +106,7 @@ def check_maps(preds: Tensor, target: Tensor, num_classes: int, ignore_index: in
         wrong = [value for value in torch.stack(classes.aminmax()).tolist() if not 0 <= value < num_classes]
         if wrong:
             hint = f"; give ignore_index={wrong[0]} if it marks pixels without a label" if name == "target" else ""
-            raise DataError(f"{name}: got the class {wrong[0]}, expected 0 to {num_classes - 1} (num_classes){hint}")
+            raise DataError(f"{name}: expected classes 0 to {num_classes - 1} (num_classes), got {wrong[0]}{hint}")
 
 
 def without_class(values: Tensor, ignore_index: int | None) -> Tensor:

@@ -217,7 +217,7 @@ def test_only_and_skip_leave_cells_out(here: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": [0]}, "no key 'seed' in a study; did you mean seeds"),
+        ({"seed": [0]}, "seed: there is no such key in a study; did you mean seeds"),
         ({"base": "korigins/quickstrat"}, "did you mean korigins/quickstart"),
         ({"axes": {"origins": "none"}}, "axes.origins: expected a list"),
         ({"keep": {"iou": "val/iou best"}}, "keep.iou: expected a figure"),

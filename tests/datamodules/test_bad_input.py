@@ -96,7 +96,8 @@ AT_THE_START: dict[str, tuple[Spoil, dict[str, Any], str]] = {
 }  # fmt: skip
 WHEN_READ: dict[str, tuple[Spoil, str]] = {
     "a mask of another size": (
-        lambda f: tifffile.imwrite(f / "masks" / "b.tif", MASK[:, 1:]), r"data\.masks: .*b\.tif is \(20, 23\), its",
+        lambda f: tifffile.imwrite(f / "masks" / "b.tif", MASK[:, 1:]),
+        r"data\.masks: .*b\.tif: expected its image's size .*, got \(20, 23\)",
     ),
     "a label that is no class": (
         lambda f: tifffile.imwrite(f / "masks" / "b.tif", MASK // 3), r"data\.labels: .*b\.tif holds \[85\]",
