@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch.utils.data import Dataset
 
@@ -123,6 +123,8 @@ class ImageFolderDataModule(FolderOnDevice):
         name = split if split in parts else "test" if split == "predict" and "test" in parts else "val"
         if split == "train" and name != split:
             raise DataError(f"data.root: {self.root} has no training part; only validate, test and predict can run")
+        if split == "val" and name not in parts and self.val_fraction == 0:
+            return cast(Dataset, [])
         if name not in parts:
             raise DataError(f"data.root: {self.root} has no {split} part; there are {', '.join(parts)}")
         listing, positions = parts[name]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -36,7 +36,7 @@ class SegmentationDataModule(SegmentationOnDevice):
         predict_images: folder of unlabelled images below it for `predict`; None predicts the test images, or where
             there are no masks all images of `images`, or of `root` itself.
         split_file: CSV below `root` with columns `id` (the stem) and `split` (train, val, test; others are left out).
-        val_fraction: share of the samples that validate, without `split_file`.
+        val_fraction: share of the samples that validate, without `split_file`; 0: nothing needs to validate.
         test_fraction: share that tests.
         fold: this fold of `folds` tests, the next one validates; None: no folds.
         folds: number of folds, drawn from the names.
@@ -137,6 +137,8 @@ class SegmentationDataModule(SegmentationOnDevice):
         training = split == "train"
         pairs = self.splits.pairs(split, self.reading)
         if not pairs:
+            if split == "val" and self.splits.val_fraction == 0:
+                return cast(Dataset, [])
             raise DataError(
                 f"data: the {split} split is empty; see data.split_file, data.val_fraction, data.test_fraction"
             )

@@ -77,6 +77,8 @@ class BaseDataModule(LightningDataModule):
         for split in needs[stage]:
             if split not in self.datasets:
                 self.datasets[split] = self.configure_dataset(cast(Any, split))
+        if stage == "validate" and isinstance(val := self.datasets["val"], Sized) and not len(val):
+            raise ConfigError(f"{type(self).__name__}: the val split is empty, so nothing can be validated; use fit")
         self._check_ranks(stage, needs[stage])
 
     def _check_ranks(self, stage: str, splits: Sequence[str]) -> None:

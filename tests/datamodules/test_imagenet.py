@@ -50,6 +50,15 @@ def test_flat_folder_has_no_label_and_its_pictures_stay_in_unit_range(tmp_path: 
     torch.testing.assert_close(sample["image"][:, 4, 4], torch.tensor([1.0, 0.0, 0.2]))
 
 
+def test_training_without_validation(tmp_path: Path) -> None:
+    data = ImageFolderDataModule(str(tree(tmp_path, {"a": 3, "b": 2})), image_size=8, val_fraction=0)
+    data.setup("fit")
+    assert len(data.datasets["train"]) == 5  # type: ignore[arg-type]
+    assert data.val_dataloader() == []
+    with pytest.raises(ConfigError, match="the val split is empty"):
+        data.setup("validate")
+
+
 def test_evaluation_is_resize_then_centre_crop_of_torchvision(tmp_path: Path) -> None:
     from torchvision import transforms as T
 

@@ -57,6 +57,23 @@ def test_blocks_and_split_files_assign_every_sample_once(folder) -> None:
     assert lengths == [4, 2, 2]
 
 
+def test_training_without_validation(folder) -> None:
+    data = SegmentationDataModule(str(folder), val_fraction=0)
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(KMUNet(width=2, stages=1), data)
+    assert trainer.global_step == 2
+    assert "val/dice" not in trainer.callback_metrics
+    assert len(data.datasets["train"]) == 8  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="the val split is empty"):
+        SegmentationDataModule(str(folder), val_fraction=0).setup("validate")
+    (folder / "split.csv").write_text("id,split\n" + "\n".join(f"{i:02d},train" for i in range(10)))
+    with pytest.raises(DataError, match="the val split is empty"):
+        dataset(folder, "val", split_file="split.csv")
+
+
 def test_sixteen_bits_rgba_and_tiff_are_read_as_they_are(tmp_path) -> None:
     deep = (np.arange(35, dtype=np.uint16) * 1800).reshape(5, 7)
     io.imsave(tmp_path / "deep.tif", deep, check_contrast=False)
