@@ -154,9 +154,23 @@ def _step(step: Any) -> None:
         raise _Stopped
 
 
+def _check_same(path: Path, array: np.ndarray) -> None:
+    """Lets a run that goes on meet its own files, and raises ConfigError for all others."""
+    try:
+        there = np.load(path) if path.suffix == ".npy" else io.imread(path)
+    except (OSError, ValueError):
+        there = None
+    if there is None or not np.array_equal(there, array):
+        raise ConfigError(f"{path} is there already, and no file is replaced; give another output_dir or move it")
+
+
 def _write(folder: Path, name: str, array: np.ndarray) -> None:
+    """Raises DataError where there is no room, ConfigError where another file has that name."""
     is_picture = array.dtype in (np.uint8, np.uint16) and (array.ndim == 2 or (array.ndim == 3 and array.shape[0] == 3))
     path = folder / f"{name}.{'png' if is_picture else 'npy'}"
+    if path.exists():
+        _check_same(path, array if not is_picture or array.ndim == 2 else array.transpose(1, 2, 0))
+        return
     try:
         if is_picture:
             io.imsave(path, array if array.ndim == 2 else array.transpose(1, 2, 0), check_contrast=False)

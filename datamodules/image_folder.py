@@ -1,6 +1,5 @@
 """Folders of pictures, with a folder per class or flat, as a data module."""
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -10,8 +9,10 @@ from typing import Any, Literal, cast
 
 from torch.utils.data import Dataset
 
+from datamodules.leaks import warn_of_shared
 from datamodules.listing import ImageFiles, Listing, scan
 from datamodules.on_device import FolderOnDevice
+from datamodules.tables import read_table
 from datamodules.transforms import EvalTransform, Finish, Interpolation, TrainTransform
 from framework.errors import ConfigError, DataError, few
 
@@ -133,6 +134,14 @@ class ImageFolderDataModule(FolderOnDevice):
         aside = set(self._calibration_positions()[1]) if self._calibration_part() == name else ()
         return ImageFiles(listing, [p for p in positions if p not in aside], self.eval_transform, self.seed)
 
+    def setup(self, stage: str) -> None:
+        """Warns of pictures that are in both the train and the val split."""
+        super().setup(stage)
+        parts = self.parts()
+        if stage == "fit" and {"train", "val"} <= parts.keys():
+            train, val = ([parts[s][0].paths[i] for i in parts[s][1]] for s in ("train", "val"))
+            warn_of_shared(train, val)
+
     def calibration_dataset(self) -> Dataset:
         """The pictures set aside for recalibration, the same on every rank, with evaluation transforms.
 
@@ -194,16 +203,7 @@ class ImageFolderDataModule(FolderOnDevice):
         return scan(folder)
 
     def _parts_from_file(self, path: Path) -> dict[str, tuple[Listing, list[int]]]:
-        try:
-            with path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"data.split_file: {path} cannot be read ({error})") from error
-        if not rows or not {"path", "split"} <= set(rows[0]):
-            raise DataError(
-                f"data.split_file: {path} needs rows with the columns path, split and, with classes, class; it has "
-                f"{', '.join(rows[0]) if rows else 'no rows'}"
-            )
+        rows = _rows(path)
         rows.sort(key=lambda row: (row.get("class") or "", row["path"]))
         names = sorted({row["class"] for row in rows}) if "class" in rows[0] else []
         numbers = {name: number for number, name in enumerate(names)}
@@ -271,3 +271,17 @@ def every_share(count: int, share: float) -> list[int]:
     """Positions of an even share: ceil(count * share) of them, beginning with the first."""
     exact = Fraction(str(share))
     return [i for i in range(count) if math.ceil((i + 1) * exact) > math.ceil(i * exact)]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a split file."""
+    rows = [row for row in read_table(path, ("path", "split"), ["class"]) if any(row.values())]
+    if not rows:
+        raise DataError(f"data.split_file: {path} has no rows")
+    for row in rows:
+        if not row.get("path") or not row.get("split") or row.keys() != rows[0].keys():
+            raise DataError(
+                f"data.split_file: {path}: {', '.join(map(repr, row.values()))} is no whole row; give path, split and, "
+                "with classes, class in each"
+            )
+    return rows

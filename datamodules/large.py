@@ -80,12 +80,12 @@ class LargePicture:
             [str(self.picture.path.resolve()), status.st_size, status.st_mtime_ns, self._side, *self._grid]
         )
         known = self.unfinished.part(self.name) / "picture.json"
-        if known.exists() and known.read_text() != now:
+        if known.exists() and known.read_text(encoding="utf-8") != now:
             say(f"{self.picture.path} has changed since its tiles were predicted: it begins anew")
             self.unfinished.drop_part(self.name)
             known = self.unfinished.part(self.name) / "picture.json"
         with writing(known):
-            known.write_text(now)
+            known.write_text(now, encoding="utf-8")
 
     # ------------------------------------------------------------------ tiles
 

@@ -1,14 +1,13 @@
 """Which file is an image, which is its mask, and which split they belong to."""
 
-import csv
 import hashlib
-import io as text_io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from datamodules.io import ARRAYS, SUFFIXES, is_hidden, is_picture, natural, stem
+from datamodules.tables import read_table
 from framework.errors import DataError, few
 
 KINDS = SUFFIXES | ARRAYS
@@ -211,7 +210,7 @@ def from_file(path: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
         DataError: not readable, short rows, one id in two splits, or an image without a row.
     """
     assigned: dict[str, str] = {}
-    for line, row in enumerate(_rows(path), 2):
+    for line, row in enumerate(read_table(path, ("id", "split")), 2):
         name, split = ((row.get(key) or "").strip() for key in ("id", "split"))
         if not name and not split:
             continue
@@ -232,19 +231,3 @@ def from_file(path: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
 
 def _id(pair: Pair) -> str:
     return stem(pair.image.name)
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        header = text.split("\n", 1)[0]
-        delimiter = max(",;\t", key=header.count)
-        rows = list(csv.reader(text_io.StringIO(text, newline=""), delimiter=delimiter))
-        names = [name.strip().lower() for name in rows[0]]
-        if not {"id", "split"} <= set(names):
-            raise KeyError(f"it has {', '.join(names)}")
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, IndexError) as error:
-        raise DataError(
-            f"data.split_file: {path} cannot be read as a CSV with columns id and split ({error})"
-        ) from error
-    return [dict(zip(names, row, strict=False)) for row in rows[1:]]

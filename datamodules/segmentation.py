@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentation import Augmentation
 from datamodules.large import LargePicture
+from datamodules.leaks import warn_of_shared
 from datamodules.on_device import SegmentationOnDevice
 from datamodules.pairing import Pair
 from datamodules.prediction_files import PredictionFiles
@@ -209,7 +210,8 @@ class SegmentationDataModule(SegmentationOnDevice):
     # ------------------------------------------------------------------ predictions
 
     def setup(self, stage: str) -> None:
-        """Also forgets what an earlier prediction has left out; a fit looks for the first object in its masks.
+        """Also forgets what an earlier prediction has left out; a fit looks for the first object in its masks, and
+        warns of pictures that are in both the train and the val split.
 
         Raises:
             DataError: files that are broken or do not go together, or masks without any foreground.
@@ -221,6 +223,10 @@ class SegmentationDataModule(SegmentationOnDevice):
         super().setup(stage)
         if begins:
             check_foreground(self.splits.pairs("train", self.reading), self.reading)
+            files: list[Any] = [self.datasets[split] for split in ("train", "val")]
+            # slices of one file may well be parted
+            train, val = ([pair.image for pair in f.pairs if pair.part is None] for f in files)
+            warn_of_shared(train, val)
 
     def want_predictions(self, folder: Path, options: Mapping[str, Any], plan: Callable[[], dict[str, Any]]) -> None:
         """For PredictionWriter: where the predictions go; the files are begun when the network is complete."""

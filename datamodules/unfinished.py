@@ -105,7 +105,7 @@ class Unfinished:
         self.target, self.folder = folder, folder / NAME
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._claim: IO[str] | None = (self.folder / f"claim_{rank}").open("w")
+            self._claim: IO[str] | None = (self.folder / f"claim_{rank}").open("w", encoding="utf-8")
         try:
             fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -116,7 +116,7 @@ class Unfinished:
         path, text = self.folder / "plan.json", json.dumps(plan, sort_keys=True)
         if not path.exists():
             self._write(path, text)
-        elif path.read_text() != text:
+        elif path.read_text(encoding="utf-8") != text:
             self.release()
             raise ConfigError(
                 f"output_dir: {self.folder} was begun with another network or other settings; remove it to begin anew, "
@@ -126,7 +126,7 @@ class Unfinished:
     def _write(self, path: Path, text: str) -> None:
         part = path.with_name(f"{path.name}.{os.getpid()}")
         with writing(path):
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8")
             part.replace(path)
 
     # ------------------------------------------------------------------ pictures that are done
@@ -135,7 +135,7 @@ class Unfinished:
         """Keeps a picture's measurements, in parts with the same columns, and with them that its files are written."""
         path, part = self.folder / f"{name}.csv", self.folder / f"{name}.rows"
         with writing(path):
-            with part.open("w", newline="") as file:
+            with part.open("w", newline="", encoding="utf-8") as file:
                 for number, table in enumerate(tables):
                     table.to_csv(file, index=False, header=number == 0)
             part.replace(path)
@@ -158,14 +158,14 @@ class Unfinished:
         kept = [self.folder / f"{name}.csv" for name in names if self.has(name)]
         columns: dict[str, None] = {}
         for one in kept:
-            with one.open(newline="") as file:
+            with one.open(newline="", encoding="utf-8") as file:
                 columns.update(dict.fromkeys(next(csv.reader(file), [])))
         found = False
-        with writing(path), path.open("w", newline="") as target:
+        with writing(path), path.open("w", newline="", encoding="utf-8") as target:
             writer = csv.DictWriter(target, list(columns), lineterminator="\n")
             writer.writeheader()
             for one in kept:
-                with one.open(newline="") as file:
+                with one.open(newline="", encoding="utf-8") as file:
                     for row in csv.DictReader(file):
                         writer.writerow(row)
                         found = True

@@ -63,6 +63,12 @@ def is_forked_rank(trainer: Trainer) -> bool:
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
+def forked_processes(trainer: Trainer) -> list[int]:
+    """Ids of the living ranks that this process has forked (lightning 2.6.6)."""
+    processes = getattr(trainer.strategy.launcher, "procs", [])
+    return [process.pid for process in processes if process.is_alive()]
+
+
 def release_children() -> None:
     """Keeps Lightning's launcher from killing this process when the others have ended (lightning 2.6.6).
 

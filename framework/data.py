@@ -100,8 +100,10 @@ class BaseDataModule(LightningDataModule):
             raise ConfigError(f"{type(self).__name__}: the train split is empty")
         world_size, rank = ranks_of(self.trainer)
         sampler = EpochSampler(dataset, world_size, rank, seed=self.seed)
-        # With workers, a resumed run fetches its first batches before Lightning sets the epoch.
-        sampler.set_epoch(self.trainer.current_epoch if self.trainer is not None else 0)
+        # With workers, a resumed run fetches its first batches before Lightning sets the epoch; `current_epoch` is not
+        # right yet, it counts the epochs whose last hook has run.
+        progress: Any = None if self.trainer is None else self.trainer.fit_loop.epoch_progress.current
+        sampler.set_epoch(0 if progress is None else progress.processed)
         return self._loader(dataset, self.batch_size, sampler, self._drops_last(len(sampler)))
 
     def _drops_last(self, samples: int) -> bool:

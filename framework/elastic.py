@@ -5,6 +5,7 @@ Checkpoints say which launch they belong to, so that a restart never takes up an
 
 import os
 import platform
+import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -42,3 +43,24 @@ def checkpoint_to_go_on_from(folder: Path, load: Callable[[Path], dict[str, Any]
 
 def _newest_first(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def meet_anew() -> None:
+    """Lets ranks that torchrun has started again meet in a store of their own.
+
+    torchrun keeps one store for all starts of a group (torch 2.15), in which a quick rank would find the addresses of
+    ranks that are gone, and end. The new place is agreed on in that store, under a key of this start.
+    """
+    environment = os.environ
+    if not restarts() or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    from torch.distributed import TCPStore
+
+    old = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
+    key = f"framework/port/{restarts()}"
+    if environment["RANK"] == "0":
+        with socket.socket() as free:
+            free.bind(("", 0))
+            old.set(key, str(free.getsockname()[1]))
+    environment["MASTER_PORT"] = old.get(key).decode()
+    environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"

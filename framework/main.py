@@ -1,8 +1,12 @@
 """The `framework` command: verbs of our own by one function each, everything else by LightningCLI."""
 
+import codecs
+import contextlib
 import difflib
 import importlib
 import importlib.util
+import io
+import locale
 import os
 import sys
 from collections.abc import Sequence
@@ -82,6 +86,8 @@ def console() -> None:
     """Entry point of the console script: errors as one message, exit status 2; 130 and 143 after a signal."""
     global _is_command
     _is_command = True
+    _take_text_for_utf8()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank that ends makes torch print its C++ frames
     try:
         status = shown(sys.argv[1:])
     except (KeyboardInterrupt, SystemExit) as error:
@@ -92,6 +98,18 @@ def console() -> None:
 
             leave()
     sys.exit(status)
+
+
+def _take_text_for_utf8() -> None:
+    """Files are UTF-8 to every library, whatever the locale says of the terminal, which gets what it can show."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for name in ("C.UTF-8", "en_US.UTF-8"):
+        if codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8":
+            return
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, name)
 
 
 def shown(args: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ def free_bytes(device: torch.device) -> int | None:
     info = Path("/proc/meminfo")
     if device.type != "cpu" or not info.exists():
         return None
-    lines = [line.split() for line in info.read_text().splitlines() if line.startswith("MemAvailable")]
+    lines = [line.split() for line in info.read_text(encoding="ascii").splitlines() if line.startswith("MemAvailable")]
     return 1024 * int(lines[0][1]) if lines else None
 
 

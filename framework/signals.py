@@ -5,11 +5,12 @@ epoch, of an evaluation batch that all have, of an evaluation, and raise at the 
 state of a finished step. A rank that fails tells the others, which end with it instead of waiting in a collective.
 """
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from framework.compat import default_store, is_forked_rank, lightning_requeue, release_children
+from framework.compat import default_store, forked_processes, is_forked_rank, lightning_requeue, release_children
 from framework.distributed import is_distributed, ranks
 from framework.elastic import launch_id
 from framework.errors import FrameworkError
@@ -192,14 +193,15 @@ class StopTogether(Callback):
         if self._watch is None or isinstance(exception, KeyboardInterrupt | SystemExit):
             self._end_watch()
             return
-        if _is_consequence(exception):
+        if is_consequence(exception):
             deadline = time.monotonic() + NOTICE
             while _failure is None and time.monotonic() < deadline:
                 time.sleep(0.05)
             if _failure is not None:
                 exception.add_note(f"rank {_failure[0]} failed first: {_failure[2]}")
-            self._end_watch()
-            return
+                self._end_watch()
+                return
+            # nobody says why: a rank stalls or was killed, and whoever still waits must not wait for ever
         self._end_watch()
         rank = ranks()[1]
         status = 2 if isinstance(exception, FrameworkError) else 1
@@ -231,7 +233,8 @@ def which_rank() -> str:
     return f" on rank {rank} of {world_size}" if world_size > 1 else ""
 
 
-def _is_consequence(exception: BaseException) -> bool:
+def is_consequence(exception: BaseException) -> bool:
+    """Whether an exception says no more than that another rank is not there, or not where it should be."""
     text = str(exception)
     words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "Broken pipe", "process group")
     return isinstance(exception, dist.DistError) or (
@@ -264,6 +267,39 @@ def _learn(store: Any) -> None:
 
 
 # ---------------------------------------------------------------------- the command line
+
+
+@contextlib.contextmanager
+def handed_on(trainer: Trainer) -> Iterator[None]:
+    """Hands signals on to the ranks that this process forks and waits for; it has nothing else to stop.
+
+    Left alone, it would wait for ever after a Ctrl-C of its own, and leave its ranks behind after a SIGTERM.
+    """
+    if not is_forked_rank(trainer) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner, before = os.getpid(), {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+    def hand_on(signum: int, _frame: Any) -> None:
+        ranks_ = forked_processes(trainer) if os.getpid() == owner else []
+        for pid in ranks_:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
+        if ranks_:
+            return
+        # before there are ranks, and in a rank that does not listen yet
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+
+    for signum in before:
+        signal.signal(signum, hand_on)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def force_on_second_interrupt() -> None:

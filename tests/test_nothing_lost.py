@@ -1,7 +1,9 @@
 """Nothing is lost: files are whole, nothing that is there is replaced, a run that is stopped goes on where it was."""
 
 import errno
+import os
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.tensorboard import TensorBoardLogger
 
@@ -17,6 +19,7 @@ from framework.checkpoints import WholeCheckpoints, check_whole, load_checkpoint
 from framework.commands.precedence import layer_arguments
 from framework.commands.run_folder import claimed_version, devices_of_torchrun
 from framework.errors import CheckpointError, ConfigError
+from framework.outputs import optional_threads
 from tests.test_contracts import Line, PointsData, quiet
 
 OLD = Path(__file__).parent / "data" / "before_the_move"
@@ -97,7 +100,7 @@ def test_best_and_last_pass_over_a_damaged_file(tmp_path, monkeypatch, word) -> 
         path = Path(f"runs/x/version_{version}/checkpoints/{name}.ckpt")
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(content(age), path)
-        __import__("os").utime(path, (1e9 - age, 1e9 - age))
+        os.utime(path, (1e9 - age, 1e9 - age))
 
     def found():
         return layer_arguments(["test", "--name=x", "--ckpt_path", word], ["test"], Path("runs"))
@@ -112,6 +115,21 @@ def test_best_and_last_pass_over_a_damaged_file(tmp_path, monkeypatch, word) -> 
     Path(f"runs/x/version_0/checkpoints/{word}.ckpt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         found()
+
+
+def test_last_of_a_run_that_was_killed_before_it_is_the_runs_best_and_not_an_older_runs(tmp_path) -> None:
+    for age, name in (
+        (2, "version_0/checkpoints/last"),
+        (1, "version_0/checkpoints/best"),
+        (0, "version_1/checkpoints/best"),
+    ):
+        path = tmp_path / f"x/{name}.ckpt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content(age), path)
+        os.utime(path, (1e9 - age, 1e9 - age))
+    layers = layer_arguments(["test", "--name=x", "--ckpt_path=last"], ["test"], tmp_path)
+    assert layers.checkpoint == tmp_path / "x/version_1/checkpoints/best.ckpt"
+    assert any("--ckpt_path last: taking" in note for note in layers.notes)
 
 
 # ---------------------------------------------------------------------- the best of all
@@ -173,13 +191,16 @@ class StopsAt(Callback):
         trainer.should_stop = trainer.should_stop or trainer.global_step == self.step
 
 
-@pytest.mark.parametrize("how", ["max_steps", "should_stop"])
+@pytest.mark.parametrize("how", ["max_steps", "should_stop", "max_time"])
 @pytest.mark.parametrize(
     ("stop", "steps"), [(4, 4 + 6), (5, 5 + 6), (6, 9)], ids=["inside", "one before", "at the end"]
 )
-def test_an_epoch_that_was_stopped_inside_starts_again(tmp_path, how, stop, steps) -> None:
-    keep = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True)
-    ends = {"max_steps": stop} if how == "max_steps" else {}
+def test_an_epoch_that_was_stopped_inside_starts_again(tmp_path, monkeypatch, how, stop, steps) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    ends = {"max_steps": {"max_steps": stop}, "max_time": {"max_time": {"seconds": 1000}}}.get(how, {})
+    done = []
+    monkeypatch.setattr(Timer, "time_elapsed", lambda *_: 0 if len(done) < stop else 2000)
+    monkeypatch.setattr(Line, "on_before_zero_grad", lambda self, optimizer: done.append(0))
     callbacks = [keep, StopsAt(stop)] if how == "should_stop" else [keep]
     quiet(tmp_path, max_epochs=3, min_epochs=0, callbacks=callbacks, **ends).fit(Line(), PointsData(batch_size=4))
     again = quiet(tmp_path, max_epochs=3)
@@ -224,6 +245,26 @@ def test_logs_and_figures_that_cannot_be_written_do_not_end_a_run(run, tiny, mon
         cli = run("fit", *tiny, "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1")
     assert cli.trainer.state.finished
     assert Path(cli.trainer.log_dir, "checkpoints", "last.ckpt").is_file()
+
+
+def test_tensorboards_thread_ends_without_a_traceback(run, tiny, monkeypatch) -> None:
+    ended = []
+    monkeypatch.setattr("threading.excepthook", ended.append)
+    room = iter([None] * 3)  # for what is written at the start
+
+    def write(self, data) -> None:
+        next(room, 0) is None or full_disk()
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", write)
+    with pytest.warns(UserWarning, match=r"TensorBoard's file in .* cannot be written \(No space left on device\)"):
+        cli = run("fit", *tiny, "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1")
+    assert cli.trainer.state.finished
+    assert not ended
+    thread = threading.Thread(target=full_disk)
+    with optional_threads():
+        thread.start()
+        thread.join()
+    assert len(ended) == 1  # another thread's error is not hidden
 
 
 def test_a_folder_taken_away_while_fitting_does_not_end_the_run(run, tiny) -> None:

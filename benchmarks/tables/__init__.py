@@ -11,14 +11,25 @@ import re
 from pathlib import Path
 
 from benchmarks import pictures
-from benchmarks.tables import deploy, files, layers, microscopy, readme, scale
+from benchmarks.tables import deploy, faults, files, layers, microscopy, readme, scale
 from benchmarks.tables.common import BLOCK, RENDERERS, ROOT
 
 # the tables register themselves when their modules are imported
 __all__ = [
-    "BLOCK", "RENDERERS", "ROOT", "deploy", "files", "layers", "microscopy", "pages", "readme", "render", "scale",
+    "BLOCK",
+    "RENDERERS",
+    "ROOT",
+    "deploy",
+    "faults",
+    "files",
+    "layers",
+    "microscopy",
+    "pages",
+    "readme",
+    "render",
+    "scale",
     "whole",
-]  # fmt: skip
+]
 
 
 def render(text: str) -> str:

@@ -68,7 +68,7 @@ def run(args: Sequence[str]) -> int:
     )
     console.print(_table(rows))
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "bench.csv").open("x", newline="") as file:
+    with (out / "bench.csv").open("x", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

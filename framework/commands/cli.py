@@ -34,10 +34,13 @@ from framework.commands.trainer_arguments import check_trainer
 from framework.commands.values import arguments_of, check_seed, check_values
 from framework.compat import HookedCLI, is_parsing_error
 from framework.distributed import say
+from framework.elastic import meet_anew
 from framework.errors import ConfigError, FrameworkError
 from framework.lifecycle import FiniteLoss, missing_contracts
 from framework.method import BaseMethod
+from framework.outputs import optional_threads
 from framework.protocols import MeasuresSamples
+from framework.signals import handed_on
 from framework.suggest import shorten
 from framework.trust import class_named
 
@@ -63,8 +66,10 @@ def run_trainer_verb(words: Sequence[str]) -> "FrameworkCLI":
         warnings.filterwarnings("ignore", message=rf"\s*{message}")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     listening = signal.getsignal(signal.SIGINT)
+    meet_anew()
     try:
-        return FrameworkCLI(args=list(words))
+        with optional_threads():
+            return FrameworkCLI(args=list(words))
     finally:
         # Lightning leaves a process that goes on after Ctrl-C deaf to the next one.
         if threading.current_thread() is threading.main_thread() and listening is not None:
@@ -221,6 +226,10 @@ class FrameworkCLI(HookedCLI):
         if self.layers.checkpoint is not None:
             say(f"initial_weights: {path} is not looked at, the weights come from {self.layers.checkpoint}")
         self.model.initial_weights = path
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with handed_on(self.trainer):
+            super()._run_subcommand(subcommand)
 
     def before_test(self) -> None:
         """Says so when nothing that was trained is looked at."""

@@ -31,12 +31,14 @@ def run(args: Sequence[str]) -> int:
 def public_classes(package: str) -> Iterator[tuple[str, str]]:
     """(name, first docstring line) of every class in a package's `__all__`, read from the source."""
     folder = _HOME / package
-    init = ast.parse((folder / "__init__.py").read_text())
+    init = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
     for node in init.body:
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             source = _HOME / Path(*node.module.split("."))
             path = source / "__init__.py" if source.is_dir() else source.with_suffix(".py")
-            classes = {c.name: c for c in ast.parse(path.read_text()).body if isinstance(c, ast.ClassDef)}
+            classes = {
+                c.name: c for c in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(c, ast.ClassDef)
+            }
             for alias in node.names:
                 if alias.name in classes:
                     yield alias.name, (ast.get_docstring(classes[alias.name]) or "").split("\n")[0]
@@ -44,7 +46,7 @@ def public_classes(package: str) -> Iterator[tuple[str, str]]:
 
 def first_comment(path: Path) -> str:
     """The text of a configuration's first line, which describes it."""
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         line = file.readline()
     return line.lstrip("# ").strip() if line.startswith("#") else ""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from framework.errors import FrameworkError
+from framework.signals import is_consequence
 
 LINES = 3
 WIDTH = 500
@@ -54,7 +55,18 @@ def _explain(error: BaseException) -> str:
     if ours := in_chain(error, FrameworkError):
         return str(ours)
     text = str(error)
-    for explain in (_of_a_rank, _memory, _misfit, _missing_package, _file, _epochs, _checkpoint, _optimizer, _interval):
+    for explain in (
+        _of_a_rank,
+        _waited,
+        _memory,
+        _misfit,
+        _missing_package,
+        _file,
+        _epochs,
+        _checkpoint,
+        _optimizer,
+        _interval,
+    ):
         if said := explain(error, text):
             return said
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
@@ -69,7 +81,26 @@ def _of_a_rank(error: BaseException, text: str) -> str | None:
     rank = re.search(r"Process (\d+) terminated", text)
     lines = [line for line in text.splitlines() if re.match(r"^[\w.]+(Error|Exception)?: ", line)]
     last = re.sub(r"^framework\.errors\.\w+: ", "", lines[-1]) if lines else text.strip().splitlines()[-1]
-    return f"process {rank[1] if rank else '?'}: {last}"
+    return f"process {rank[1] if rank else '?'}: {_waited(RuntimeError(last), last) or last}"
+
+
+def _waited(error: BaseException, text: str) -> str | None:
+    """Of an operation that all ranks take part in, when one of them does not."""
+    came = re.search(r"(\d+)/(\d+) clients joined", text)
+    if came:
+        return (
+            f"trainer.num_nodes, trainer.devices: {came[1]} of {came[2]} processes have come together within the "
+            "time-out\nstart the command on every node, with MASTER_ADDR, MASTER_PORT and NODE_RANK set; "
+            "trainer.strategy.timeout is how long they wait"
+        )
+    if not is_consequence(error):
+        return None
+    if re.search(r"[Tt]imed out|timeout", text):
+        return (
+            "another rank has not come to an operation of all within the time-out: it stalls, or has ended\n"
+            "look at what it does there; trainer.strategy.timeout is how long the others wait"
+        )
+    return "the connection to another rank broke: it was killed, or ended without a word; look at its output"
 
 
 def _memory(error: BaseException, text: str) -> str | None:

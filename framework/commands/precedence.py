@@ -237,17 +237,17 @@ def _find_checkpoint(given: str | None, folder: Path, notes: list[str]) -> Path 
     if given not in ("best", "last"):
         check_whole(Path(given))
         return Path(given)
-    found = _newest_first(folder.glob(f"version_*/checkpoints/{given}.ckpt"))
+    found = _newest_first(folder.glob("version_*/checkpoints/*.ckpt"))
     if not found:
         raise CheckpointError(f"ckpt_path: no run below {folder} has a {given}.ckpt; fit first, or give a path")
-    # The newest run's; where that one is damaged, what else this run has, before an older run's.
-    files = [
-        p for named in found for p in (named, *(o for o in _newest_first(named.parent.glob("*.ckpt")) if o != named))
-    ]
+    # The newest run's; where that one is damaged or was never written, what else this run has, before an older run's.
+    runs = list(dict.fromkeys(path.parent for path in found))
+    of_run = [[path for path in found if path.parent == run] for run in runs]
+    files = [path for paths in of_run for path in sorted(paths, key=lambda path: path.stem != given)]
     whole = newest_whole(files, notes.append)
     if whole is None:
         raise CheckpointError(f"ckpt_path: no whole checkpoint below {folder}; fit again, or give a path")
-    if whole != found[0]:
+    if whole != runs[0] / f"{given}.ckpt":
         notes.append(f"--ckpt_path {given}: taking {whole}")
     return whole
 

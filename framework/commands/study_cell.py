@@ -66,7 +66,7 @@ def run_in_process(study: Study, cell: Cell, out: Path, command: str, modules: l
     folder = cell_folder(study, cell, out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ERROR).unlink(missing_ok=True)
-    with (folder / "log.txt").open("a", buffering=1) as log:
+    with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
         sys.stdout = sys.stderr = log
@@ -89,14 +89,14 @@ def _failed(error: BaseException, folder: Path) -> int:
     if not isinstance(error, FrameworkError):
         traceback.print_exc()
     print(f"error: {said}", file=sys.stderr)
-    (folder / ERROR).write_text(said)
+    (folder / ERROR).write_text(said, encoding="utf-8")
     return WRONG if isinstance(error, StudyError) else FAILED
 
 
 def failure(folder: Path, exitcode: int | None) -> str:
     """What a cell that failed has said."""
     if (folder / ERROR).is_file():
-        return (folder / ERROR).read_text()
+        return (folder / ERROR).read_text(encoding="utf-8", errors="replace")
     if exitcode is not None and exitcode < 0:
         return f"its process was ended by {signal.Signals(-exitcode).name}; the system does so when memory runs out"
     return f"its process ended with exit status {exitcode}"

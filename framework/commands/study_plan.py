@@ -76,7 +76,7 @@ def load_study(name: str, extra: Sequence[str] = ()) -> Study:
     """
     path = find_study(name)
     try:
-        read = load_yaml(path.read_text())
+        read = load_yaml(path.read_text(encoding="utf-8-sig"))
     except ConfigError as error:
         raise ConfigError(f"study {name}: {error}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -224,7 +224,7 @@ def seed_words(configs: Sequence[str], seed: int, read: dict[str, dict[str, Any]
 def _contents(config: str, read: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """A configuration, after those that it builds on."""
     if config not in read:
-        read[config] = yaml.safe_load(find_config(config).read_text()) or {}
+        read[config] = yaml.safe_load(find_config(config).read_text(encoding="utf-8-sig")) or {}
     for base in listed(read[config].get("base") or []):
         yield from _contents(base, read)
     yield read[config]

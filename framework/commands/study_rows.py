@@ -13,7 +13,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The whole rows of a CSV; none when the file is not there. A last row that was only half written is left out."""
     if not path.is_file():
         return []
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     rows = csv.DictReader(io.StringIO(whole, newline=""))
     return [row for row in rows if None not in row and None not in row.values()]
@@ -56,7 +56,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replaces a CSV by these rows; a column that only some rows have is empty in the others."""
     names = dict.fromkeys(name for row in rows for name in row)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", newline="") as file:
+    with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(names), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -79,7 +79,8 @@ def _description(
     opset = need("onnx").load(str(weights), load_external_data=False).opset_import[0].version
     meaning = form.inputs[0].meaning.capitalize()
     page = weights.with_name("README.md")
-    page.write_text(PAGE.format(name=name, meaning=meaning, classes=", ".join(form.classes or [])))
+    classes = ", ".join(form.classes or [])
+    page.write_text(PAGE.format(name=name, meaning=meaning, classes=classes), encoding="utf-8")
     picture = form.draw({**example, "batch": 1})[0].numpy()
     normalised, steps = _normalised(v0_5, picture, preprocessing)
     with torch.no_grad():

@@ -77,7 +77,7 @@ def export(
                 found = _export_form(form, Path(staged, name), format, precision, dynamic, start, compare, batches)
             found["bytes"] = Path(staged, name).stat().st_size
             report["files"].append({"file": name, **contract(form), **found})
-        Path(staged, REPORT).write_text(json.dumps(report, indent=2, default=str) + "\n")
+        Path(staged, REPORT).write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
         _put(Path(staged), folder)
     return report
 

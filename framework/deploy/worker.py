@@ -61,7 +61,7 @@ def _opened(path: str, threads: int) -> tuple[Callable[..., Any], int]:
 
 def _peak() -> int:
     """Bytes that this process held at most; Linux's resource usage would begin with those of the process it is from."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 

@@ -91,6 +91,7 @@ class FinolaMethod(BaseMethod):
         ConfigError: arguments that do not go together.
     """
 
+    decided_by_state = ("init_std",)
     monitor = "val/psnr"
     monitor_mode = "max"
 

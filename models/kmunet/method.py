@@ -64,7 +64,7 @@ class KMUNet(SegmentationMethod):
         ConfigError: arguments that do not go together.
     """
 
-    decided_by_state = ("grid_size",)
+    decided_by_state = ("grid_size", "korigins")
     monitor = "val/dice"
 
     def __init__(

@@ -66,6 +66,7 @@ class KOriginsSegmentation(SegmentationMethod):
         ConfigError: arguments that do not go together.
     """
 
+    decided_by_state = ("origins", "class_mean", "class_std", "deep_mean", "deep_std", "data_bias")
     monitor = "val/iou"
     input_mean: Tensor
     input_std: Tensor

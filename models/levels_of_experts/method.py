@@ -81,9 +81,9 @@ class LevelsOfExperts(NetworkPerImage):
         ConfigError: arguments that do not go together.
     """
 
+    decided_by_state = ("seed",)
     monitor = "val/psnr"
     monitor_mode = "max"
-
     unaveraged = ("best", "segmentation_maps")
     segmentation_maps: Tensor | None
     inference_forms = forms

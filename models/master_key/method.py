@@ -72,6 +72,16 @@ class MasterKeyClassifier(BaseMethod):
         CheckpointError: weights that do not match.
     """
 
+    decided_by_state = (
+        "checkpoint",
+        "key_mapping",
+        "load_head",
+        "filters",
+        "filters_file",
+        "match_checkpoint",
+        "start_sigma",
+        "bank_seed",
+    )
     monitor = "val/top1"
     monitor_mode = "max"
     evaluates_untrained = True

@@ -18,3 +18,19 @@ class Slowly(Callback):
             if trainer.global_rank == 1 and Path("fails").exists():
                 raise DataError("a picture is broken")
         time.sleep(0.05)
+
+
+class Stalls(Callback):
+    """Rank 1 never comes back from its third step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == 2 and trainer.global_rank == 1:
+            time.sleep(1000)
+
+
+class Spoils(Callback):
+    """Rank 1 gets pictures that are not finite, at its third step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == 2 and trainer.global_rank == 1:
+            batch["image"].fill_(float("nan"))

@@ -314,7 +314,7 @@ def load_filters(path: str | Path) -> Tensor:
                     raise DataError(f"{path} has no array 'learned', only {', '.join(arrays)}")
                 values = arrays["learned"]
         else:
-            rows = [line.split() for line in path.read_text().splitlines()]
+            rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
             values = np.array([[float(word) for word in row] for row in rows if len(row) == 7])
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
