@@ -270,12 +270,12 @@ def _learn(store: Any) -> None:
 
 
 @contextlib.contextmanager
-def handed_on(trainer: Trainer) -> Iterator[None]:
+def handed_on(trainer: Trainer | None) -> Iterator[None]:
     """Hands signals on to the ranks that this process forks and waits for; it has nothing else to stop.
 
     Left alone, it would wait for ever after a Ctrl-C of its own, and leave its ranks behind after a SIGTERM.
     """
-    if not is_forked_rank(trainer) or threading.current_thread() is not threading.main_thread():
+    if trainer is None or not is_forked_rank(trainer) or threading.current_thread() is not threading.main_thread():
         yield
         return
     owner, before = os.getpid(), {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}

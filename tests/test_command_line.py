@@ -55,15 +55,15 @@ def test_the_saved_config_repeats_the_run(fitted: tuple[Path, Path], run) -> Non
 
 def test_the_command_line_wins_over_the_checkpoint_and_the_checkpoint_over_the_file(fitted, run, tiny, capsys) -> None:
     _, checkpoint = fitted
-    # origin_lr: 7 in the checkpoint, default in the file; deep_std: default in the checkpoint, 3 on the command line
+    # origin_lr: 7 in the checkpoint, default in the file; tile: default in the checkpoint, 64 on the command line
     words = [w for w in tiny if "model.width" not in w and "model.rfl" not in w]
-    cli = run("test", *words, "--ckpt_path", str(checkpoint), "--model.deep_std=3")
+    cli = run("test", *words, "--ckpt_path", str(checkpoint), "--model.tile=64")
     assert cli.model.origin_lr == 7
     assert cli.model.hparams.width == 2  # the file says 16
-    assert cli.model.hparams.deep_std == 3
+    assert cli.model.hparams.tile == 64
     printed = capsys.readouterr().out
     assert "model.width: 2 from the checkpoint (the config file had 16)" in printed
-    assert "model.deep_std: 3.0 from the command line (the checkpoint had 5000.0)" in printed
+    assert "model.tile: 64 from the command line (the checkpoint had auto)" in printed
 
 
 def test_a_checkpoint_brings_its_class_when_no_config_names_one(fitted, run) -> None:
