@@ -225,7 +225,7 @@ class SegmentationDataModule(SegmentationOnDevice):
             check_foreground(self.splits.pairs("train", self.reading), self.reading)
             files: list[Any] = [self.datasets[split] for split in ("train", "val")]
             # slices of one file may well be parted
-            train, val = ([pair.image for pair in f.pairs if pair.part is None] for f in files)
+            train, val = ([pair.image for pair in getattr(f, "pairs", ()) if pair.part is None] for f in files)
             warn_of_shared(train, val)
 
     def want_predictions(self, folder: Path, options: Mapping[str, Any], plan: Callable[[], dict[str, Any]]) -> None:

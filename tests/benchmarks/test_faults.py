@@ -22,7 +22,7 @@ def test_there_are_enough_tries() -> None:
     assert len(kills.faults()) * len(kills.METHODS) == 100
 
 
-@pytest.mark.parametrize("case", [0, 51])
+@pytest.mark.parametrize("case", [0, pytest.param(51, marks=pytest.mark.slow)])
 def test_a_kill(case) -> None:
     row = kills.kill(case)
     assert (row.outcome, row.status, row.equal) == (GOOD, 128 + 9, True)

@@ -69,7 +69,14 @@ def figures(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=TIMES)
 
 
-@pytest.mark.parametrize(("how", "status"), [("SIGKILL", -9), ("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ("SIGKILL", -9),
+        pytest.param("SIGINT", 130, marks=pytest.mark.slow),
+        pytest.param("SIGTERM", 143, marks=pytest.mark.slow),
+    ],
+)
 def test_a_study_cut_in_a_cell_and_started_again_has_the_rows_of_one_that_was_not(
     here: Path, how: str, status: int
 ) -> None:
