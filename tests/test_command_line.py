@@ -63,7 +63,7 @@ def test_the_command_line_wins_over_the_checkpoint_and_the_checkpoint_over_the_f
     assert cli.model.hparams.tile == 64
     printed = capsys.readouterr().out
     assert "model.width: 2 from the checkpoint (the config file had 16)" in printed
-    assert "model.tile: 64 from the command line (the checkpoint had auto)" in printed
+    assert "model.tile: 64 from the command line (the checkpoint had 'auto')" in printed
 
 
 def test_a_checkpoint_brings_its_class_when_no_config_names_one(fitted, run) -> None:
