@@ -24,6 +24,7 @@ def smoke(tmp_path: Path) -> argparse.Namespace:
     return parse_args(["--smoke", "--out", str(tmp_path), "--data", str(tmp_path), "--only", "ceilings", "finola"])
 
 
+@pytest.mark.slow
 def test_steps_write_rows_with_their_share_of_the_limit(smoke: argparse.Namespace, tmp_path: Path) -> None:
     smoke.bundle = tmp_path / "rows.tar.gz"
     assert run_all(smoke) == 0

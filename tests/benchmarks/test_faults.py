@@ -52,6 +52,7 @@ def test_an_input(case) -> None:
     assert row.outcome == GOOD, (row.fault, row.output[-2000:])
 
 
+@pytest.mark.slow
 def test_what_is_not_as_promised_is_seen(tmp_path) -> None:
     row = Row("kills", 0, "x", "y")
     (tmp_path / "half.ckpt").write_bytes(b"PK")

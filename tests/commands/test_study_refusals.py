@@ -255,6 +255,7 @@ def test_rows_that_were_there_are_not_called_written(here: Path, capsys: pytest.
     assert len(read_rows(here / "out.csv")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before a cell", pytest.param("in its first cell", marks=pytest.mark.slow)])
 def test_sigterm_while_a_study_starts_is_said_and_leaves_nothing_behind(here: Path, moment: str) -> None:
     """As `timeout` ends a command: the whole group gets the signal."""

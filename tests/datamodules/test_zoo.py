@@ -43,6 +43,7 @@ def train_and_predict(root: Path, classes: int, width: int, turn: int, **argumen
 
 
 @pytest.mark.parametrize("name", ZOO)
+@pytest.mark.slow
 def test_a_format_is_trained_predicted_written_and_read_back(tmp_path: Path, name: str) -> None:
     write, arguments, _ = ZOO[name]
     rng = np.random.default_rng(0)
@@ -64,6 +65,7 @@ def test_a_format_is_trained_predicted_written_and_read_back(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("kind", range(len(KINDS)))
+@pytest.mark.slow
 def test_a_kind_of_mask_is_trained_predicted_written_and_read_back(tmp_path: Path, kind: int) -> None:
     name, write, reading = KINDS[kind]
     for part in ("images", "masks"):

@@ -10,6 +10,7 @@ from tests.nn.test_every_layer import LAYERS
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_runs_in_onnxruntime_at_other_sizes(name) -> None:
     assert verdict("onnx", name) == "yes"
