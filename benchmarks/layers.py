@@ -3,7 +3,7 @@
     python -m benchmarks.layers --out results/layers.csv
 
 Every cell is tried: `yes` where the result equals the layer's own at another batch and size than the one that was
-followed, else what is said instead. The layers and their sizes are those of `tests/nn/test_every_layer.py`.
+followed, else what is said instead. The layers and their sizes are those of `tests/helpers/layers.py`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import append_row, environment
-from tests.nn.test_every_layer import LAYERS, built
+from tests.helpers.layers import LAYERS, built
 
 Follow = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 WRONG = "WRONG"
@@ -152,7 +152,7 @@ def verdict(habit: str, name: str) -> str:
         with silent(), torch.set_grad_enabled(habit in ("second_derivatives",)):
             found, truth = HABITS[habit](layer, x, other)
     except Exception as error:  # whatever a layer or an exporter raises is its message
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "").partition(", scope:")[0]
         return f"{type(error).__name__}: {said[:120]}"
     scale = max(1.0, float(truth.abs().max()) if truth.numel() else 1.0)
     same = found.shape == truth.shape and torch.allclose(found, truth, rtol=1e-3, atol=1e-4 * scale)

@@ -138,6 +138,7 @@ def test_what_the_user_imports_is_taken(run, trap, content, monkeypatch) -> None
     monkeypatch.setattr("framework.trust.vouched_modules", set())
     path = written(content, {"optimizer": spec("trap.Sneaky")})
     run("test", *TINY, "--trainer.logger=false", "--ckpt_path", path, "--import", "trap")
+    assert (trap / "imported").exists()
 
 
 def test_no_checkpoint_makes_us_download(content) -> None:

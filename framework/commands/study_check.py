@@ -22,14 +22,14 @@ class _Parsed(FrameworkCLI):
     """A command line that is read and checked, with nothing built and nothing run."""
 
     def _set_seed(self) -> None:
-        pass
+        """Draws nothing, so that a study leaves the generators as they are."""
 
     def instantiate_classes(self) -> None:
         """Looks at the trainer's arguments only."""
         check_trainer(self._get(self.config, "trainer").as_dict())
 
     def _run_subcommand(self, subcommand: str) -> None:
-        pass
+        """Runs nothing."""
 
 
 def check_files(study: Study, out: Path, write: bool) -> None:

@@ -78,26 +78,19 @@ def test_every_method_runs_as_onnx_without_torch(name, tmp_path) -> None:
         close(np.load(tmp_path / f"{stem}.out.npy"), truth)
 
 
-@pytest.mark.parametrize("name", ["korigins", *(pytest.param(n, marks=pytest.mark.slow) for n in METHODS[1:])])
-def test_every_method_runs_as_a_torch_program(name, tmp_path) -> None:
-    torch.manual_seed(0)
-    module = method(name)
-    report = framework.export(module, tmp_path, "pt2")
-    for form, file in zip(forms_of(module), report["files"], strict=True):
-        run = opened(tmp_path / file["file"])
-        for inputs in drawn(form):
-            close(run(*(x.numpy() for x in inputs)), form.reference(*inputs))
+PT2 = [("pt2", n) if n == "korigins" else pytest.param("pt2", n, marks=pytest.mark.slow) for n in METHODS]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_trace_is_right_at_other_sizes_or_refused(name, tmp_path) -> None:
+@pytest.mark.parametrize(("form", "name"), [*PT2, *(("torchscript", n) for n in METHODS)])
+def test_every_method_runs_in_torch_at_other_sizes(form, name, tmp_path) -> None:
     torch.manual_seed(0)
     module = method(name)
-    report = framework.export(module, tmp_path, "torchscript")
-    for form, file in zip(forms_of(module), report["files"], strict=True):
+    report = framework.export(module, tmp_path, form)
+    assert len(report["files"]) == len(forms_of(module))
+    for made, file in zip(forms_of(module), report["files"], strict=True):
         run = opened(tmp_path / file["file"])
-        for inputs in drawn(form):
-            close(run(*(x.numpy() for x in inputs)), form.reference(*inputs))
+        for inputs in drawn(made):
+            close(run(*(x.numpy() for x in inputs)), made.reference(*inputs))
 
 
 class Halved(nn.Module):

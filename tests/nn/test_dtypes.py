@@ -9,7 +9,6 @@ from torch import nn
 from framework.errors import ConfigError
 from framework.nn import (
     ExpertLinear,
-    Finola,
     KANConv2d,
     KANConvTranspose2d,
     KANLinear,
@@ -19,16 +18,7 @@ from framework.nn import (
     fold_korigins,
 )
 from models.korigins.network import KOriginsUNet
-
-
-def folded() -> nn.Module:
-    return fold_korigins(KOrigins(2, [0.5, -1.0]), nn.Conv2d(6, 3, 3, padding=1))
-
-
-class Grown(Finola):
-    def forward(self, q):
-        return super().forward(q, (3, 4))
-
+from tests.helpers.layers import Grown, folded
 
 LAYERS = {
     "KANLinear": (lambda: KANLinear(4, 3, bias=True, base="silu"), (5, 4)),

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.layers import HABITS, WRONG, verdict
 from benchmarks.tables.common import RESULTS
-from tests.nn.test_every_layer import LAYERS
+from tests.helpers.layers import LAYERS
 
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 
