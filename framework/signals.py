@@ -69,11 +69,6 @@ def arrived() -> bool:
     return bool(_flag.signum)
 
 
-def failure_elsewhere() -> tuple[int, int, str] | None:
-    """(rank, exit status, message) of the rank that failed first, when it was another one."""
-    return _failure
-
-
 class StopTogether(Callback):
     """Ends a run with several processes, or with one, in one piece; see this module."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,16 +13,6 @@ from framework.errors import CheckpointError, few
 from framework.nn import SplineLayer
 from framework.serialization import class_path, is_class
 from framework.trust import class_named
-
-
-class Tunable(Protocol):
-    """What BaseMethod has."""
-
-    not_taken_over: tuple[str, ...]
-
-    def translate_weights(self, stored: dict[str, Tensor], arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Weights of another structure under the names and in the form of this one."""
-        ...
 
 
 @dataclass
