@@ -3,9 +3,9 @@
     python -m benchmarks.mutants --out results/mutants.csv --count 150
 
 A draw from all changes that cosmic-ray's operators make to the modules of `TESTS` (a comparison turned, a number moved
-by one, a loop left out, ...), one operator a place. Each change is made in a forked process, in memory: no file is touched. `killed` is a change that a test notices (or that no import survives),
-`timeout` one that makes the tests stand still, `survived` one that nobody notices. A row each; rows there are not done
-again. Needs `pip install cosmic-ray`.
+by one, a loop left out, ...), one operator a place. Each change is made in a forked process, in memory: no file is
+touched. `killed` is a change that a test notices (or that no import survives), `timeout` one that makes the tests
+stand still, `survived` one that nobody notices. A row each; rows there are not done again. Needs `pip install cosmic-ray`.
 """
 
 import argparse
@@ -93,7 +93,8 @@ def places(module: str) -> dict[tuple[int, int], list[tuple[str, int]]]:
 
     source = (ROOT / module).read_text(encoding="utf-8")
     silent = _silent(ast.parse(source))
-    tree, found = get_ast(source), {}
+    tree = get_ast(source)
+    found: dict[tuple[int, int], list[tuple[str, int]]] = {}
     for name in plugins.operator_names():
         if any(part in name for part in LEFT_OUT):
             continue
@@ -101,7 +102,7 @@ def places(module: str) -> dict[tuple[int, int], list[tuple[str, int]]]:
         for node in _walk(tree):
             for start, _ in operator.mutation_positions(node):
                 if not any(a <= start <= b for a, b in silent):
-                    found.setdefault(tuple(start), []).append((name, occurrence))
+                    found.setdefault((start[0], start[1]), []).append((name, occurrence))
                 occurrence += 1
     return found
 
