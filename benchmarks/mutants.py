@@ -5,7 +5,8 @@
 A draw from all changes that cosmic-ray's operators make to the modules of `TESTS` (a comparison turned, a number moved
 by one, a loop left out, ...), one operator a place. Each change is made in a forked process, in memory: no file is
 touched. `killed` is a change that a test notices (or that no import survives), `timeout` one that makes the tests
-stand still, `survived` one that nobody notices. A row each; rows there are not done again. Needs `pip install cosmic-ray`.
+stand still, `survived` one that nobody notices. A row each; rows there are not done
+again. Needs `pip install cosmic-ray`.
 """
 
 import argparse
