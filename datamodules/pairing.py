@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
 from datamodules.io import ARRAYS, SUFFIXES, is_hidden, is_picture, natural, stem
 from datamodules.tables import read_table
 from framework.errors import DataError, few
@@ -17,6 +19,8 @@ SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+
+_TAKEN = ("train", "val", "test")
 
 #: endings of the names of masks and of images; a mask may also have a number behind it
 _MASK = re.compile(
@@ -202,7 +206,8 @@ def in_folds(pairs: Sequence[Pair], fold: int, folds: int) -> dict[str, list[Pai
 
 
 def from_file(path: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
-    """The splits of a CSV with columns `id` (name, ending or not) and `split`; other splits are left out.
+    """The splits of a CSV with columns `id` (name, ending or not) and `split`; images of another split are left out
+    with a warning.
 
     The habits of spreadsheets are taken: a byte-order mark, `;` or tabs, blanks around values, `Train`, `validation`.
 
@@ -226,7 +231,14 @@ def from_file(path: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
         raise DataError(
             f"data.split_file: {path} has no row for {len(missing)} images, first {few(missing, 1).split(' and ')[0]}"
         )
-    return {s: [p for p in pairs if assigned[_id(p)] == s] for s in ("train", "val", "test")}
+    other = [p for p in pairs if assigned[_id(p)] not in _TAKEN]
+    if other:
+        names = sorted({assigned[_id(p)] for p in other})
+        rank_zero_warn(
+            f"data.split_file: {path} leaves {len(other)} of {len(pairs)} images out, their split is "
+            f"{few([repr(name) for name in names], 3)}; the splits that are used are train, val and test"
+        )
+    return {s: [p for p in pairs if assigned[_id(p)] == s] for s in _TAKEN}
 
 
 def _id(pair: Pair) -> str:

@@ -258,6 +258,15 @@ def test_a_split_file_that_contradicts_itself_is_named(tmp_path: Path, rows: str
         names(tmp_path, "train", split_file="split.csv")
 
 
+def test_images_of_another_split_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    for n in "abc":
+        for part in ("images", "masks"):
+            save(tmp_path / part / f"{n}.png", 1)
+    (tmp_path / "split.csv").write_text("id,split\na,train\nb,trian\nc,val\n")
+    with pytest.warns(UserWarning, match=r"split.csv leaves 1 of 3 images out, their split is 'trian'"):
+        assert names(tmp_path, "train", split_file="split.csv") == ["a"]
+
+
 def test_a_class_that_training_never_shows_is_named(tmp_path: Path) -> None:
     for i in range(40):
         save(tmp_path / "images" / f"{i}.png", i)
