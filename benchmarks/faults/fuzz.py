@@ -59,13 +59,13 @@ def small(*names: str) -> list[str]:
 
 def text(rng: random.Random, folder: Path) -> list[str]:
     """A configuration's text with bytes changed."""
-    (folder / "mine.yaml").write_bytes(scrambled(_configuration().encode(), rng))
+    (folder / "mine.yaml").write_bytes(scrambled(configuration().encode(), rng))
     return ["fit", "-c", "mine.yaml", *ONCE]
 
 
 def value(rng: random.Random, folder: Path) -> list[str]:
     """A configuration with one value replaced, at any level."""
-    changed = junk_inside(yaml.safe_load(_configuration()), rng)
+    changed = junk_inside(yaml.safe_load(configuration()), rng)
     (folder / "mine.yaml").write_text(yaml.safe_dump(changed, allow_unicode=True), encoding="utf-8")
     return ["fit", "-c", "mine.yaml", *ONCE]
 
@@ -81,9 +81,9 @@ def checkpoint(rng: random.Random, folder: Path) -> list[str]:
     """A checkpoint's bytes or parts changed."""
     path = folder / "mine.ckpt"
     if rng.random() < 0.5:
-        path.write_bytes(scrambled(_checkpoint(), rng))
+        path.write_bytes(scrambled(checkpoint_bytes(), rng))
     else:
-        (folder / "whole.ckpt").write_bytes(_checkpoint())
+        (folder / "whole.ckpt").write_bytes(checkpoint_bytes())
         content = torch.load(folder / "whole.ckpt", weights_only=True)
         torch.save(_junk_in_state(content, rng), path)
     verb = rng.choice(["fit", "test"])
@@ -117,7 +117,7 @@ def fuzz(case: int) -> Row:
     rng = random.Random(f"fuzz {case}")
     with room() as folder:
         given = MAKE[kind](rng, folder)
-        row = Row("fuzz", case, kind, _shown(kind, given, folder))
+        row = Row("fuzz", case, kind, shown(kind, given, folder))
         ended = Run(folder, given, functools.partial(_watch, folder / "code")).wait(LIMIT)
         row.status, row.seconds = ended.status, ended.seconds
         look_at_output(row, ended.said)
@@ -141,11 +141,11 @@ def _watch(file: Path) -> None:
     sys.addaudithook(look)
 
 
-def _shown(kind: str, given: list[str], folder: Path) -> str:
+def shown(kind: str, given: list[str], folder: Path) -> str:
     """The words that are not those of every input; of a configuration its first line that is not as it was."""
     if kind.startswith("configuration"):
         now = (folder / "mine.yaml").read_bytes().decode(errors="replace").splitlines()
-        before = _configuration()
+        before = configuration()
         if kind.endswith("value"):
             before = yaml.safe_dump(yaml.safe_load(before))
         changed = [line for line in now if line not in before.splitlines()]
@@ -155,7 +155,7 @@ def _shown(kind: str, given: list[str], folder: Path) -> str:
 
 
 @functools.cache
-def _configuration() -> str:
+def configuration() -> str:
     """A whole configuration, a small one."""
     return (Path(__file__).parents[2] / "configs/korigins/quickstart.yaml").read_text().replace(
         "rfl: 18", "rfl: 8").replace("width: 16", "width: 2").replace("side: 96", "side: 24").replace(
@@ -163,7 +163,7 @@ def _configuration() -> str:
 
 
 @functools.cache
-def _checkpoint() -> bytes:
+def checkpoint_bytes() -> bytes:
     """Of two epochs."""
     with room() as folder:
         Run(folder, ["fit", *small("trainer.max_epochs"), *QUIET, "--trainer.max_epochs=2"]).wait(300)

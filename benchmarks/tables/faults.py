@@ -69,8 +69,12 @@ def faults_fuzz() -> str:
 
 @table
 def faults_accepted() -> str:
-    """Options whose nonsense was taken, so that each can be looked at."""
-    frame = read("faults")
-    frame = frame[(frame["kind"] == "fuzz") & (frame["what"] == "words") & (frame["status"] == "0")]
-    taken = ", ".join(f"`{words.partition(' ')[2] or words}`" for words in sorted(set(frame["fault"])))
-    return f"{taken}.\n{provenance(frame)}"
+    """What was otherwise in the inputs that were taken, so that each can be looked at."""
+    frame = read("faults_accepted")
+    rows = []
+    for what, group in frame.groupby("what", sort=False):
+        nothing = group["changed"].str.startswith("nothing")
+        rest = group.loc[~nothing, "changed"].value_counts(sort=False)
+        said = "; ".join(f"`{text}`" + (f" ({count})" if count > 1 else "") for text, count in rest.items())
+        rows.append([str(what), str(len(group)), str(nothing.sum()), said or "-"])
+    return markdown(["input", "accepted", "means the same as before", "otherwise, with what"], rows) + provenance(frame)
