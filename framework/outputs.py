@@ -7,17 +7,21 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+#: Lightning's RuntimeError where a run's folder is taken away while its hyper-parameters are written
+_GONE = "Missing folder"
+
 
 @contextlib.contextmanager
 def optional_output(what: str | Path) -> Iterator[None]:
     """Writes something that training can go on without: where the system refuses, a warning says what is missing."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__  # Lightning's loggers raise from it
-        if not isinstance(cause, OSError):
+        if not isinstance(cause, OSError) and not str(error).startswith(_GONE):
             raise
-        rank_zero_warn(f"{what} cannot be written ({cause.strerror or cause}); the run goes on without it")
+        reason = (cause.strerror or cause) if isinstance(cause, OSError) else error
+        rank_zero_warn(f"{what} cannot be written ({reason}); the run goes on without it")
 
 
 @contextlib.contextmanager

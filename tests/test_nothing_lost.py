@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +13,14 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, csv_logs
 from lightning.pytorch.loggers.tensorboard import TensorBoardLogger
 
 from framework.checkpoints import WholeCheckpoints, check_whole, load_checkpoint
 from framework.commands.precedence import layer_arguments
-from framework.commands.run_folder import claimed_version, devices_of_torchrun
+from framework.commands.run_folder import LastingCSVLogger, claimed_version, devices_of_torchrun
 from framework.errors import CheckpointError, ConfigError
-from framework.outputs import optional_threads
+from framework.outputs import optional_output, optional_threads
 from tests.test_contracts import Line, PointsData, quiet
 
 OLD = Path(__file__).parent / "data" / "before_the_move"
@@ -276,6 +277,22 @@ def test_a_folder_taken_away_while_fitting_does_not_end_the_run(run, tiny) -> No
     cli = run("fit", *tiny, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1",
               "--trainer.callbacks+=taking.Takes")  # fmt: skip
     assert Path(cli.trainer.log_dir, "checkpoints", "last.ckpt").is_file()
+
+
+def test_a_run_folder_taken_away_while_hyper_parameters_are_written(tmp_path, monkeypatch) -> None:
+    logger = LastingCSVLogger(tmp_path, name="mine", version="version_0")
+    logger.log_hyperparams({"width": 2})
+    write = csv_logs.save_hparams_to_yaml
+
+    def too_late(*args, **kwargs):
+        shutil.rmtree(tmp_path / "mine")
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(csv_logs, "save_hparams_to_yaml", too_late)
+    with pytest.warns(UserWarning, match=r"metrics.csv cannot be written \(Missing folder"):
+        logger.log_hyperparams({"width": 4})
+    with pytest.raises(RuntimeError, match="another"), optional_output("x.csv"):
+        raise RuntimeError("another")
 
 
 # ---------------------------------------------------------------------- the saved configuration

@@ -94,8 +94,8 @@ def _differences(one: Any, two: Any, at: str = "") -> Iterator[str]:
         if one.shape != two.shape or not torch.equal(one, two):
             yield f"{at}: other numbers"
     elif isinstance(one, list | tuple) and isinstance(two, list | tuple) and len(one) == len(two):
-        for place, (a, b) in enumerate(zip(one, two, strict=True)):
-            yield from _differences(a, b, f"{at}.{place}")
+        for number, (a, b) in enumerate(zip(one, two, strict=True)):
+            yield from _differences(a, b, f"{at}.{number}")
     elif type(one) is not type(two) or one != two:
         yield f"{at}: {one_line(str(two), 40) or repr(two)}"
 
