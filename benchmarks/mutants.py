@@ -33,7 +33,7 @@ TESTS: dict[str, list[str]] = {
     "framework/method.py": ["tests/test_contracts.py", "tests/test_customs.py", "tests/test_schedules.py"],
     "framework/lifecycle.py": ["tests/test_lifecycle.py", "tests/test_contracts.py"],
     "framework/distributed.py": ["tests/test_contracts.py", "tests/distributed/test_kmunet_ranks.py"],
-    "framework/resume.py": ["tests/test_contracts.py", "tests/test_nothing_lost.py"],
+    "framework/resume.py": ["tests/test_nothing_lost.py", "tests/models/test_decided_by_state.py"],
     "framework/best.py": ["tests/test_nothing_lost.py"],
     "framework/checkpoints.py": ["tests/test_nothing_lost.py", "tests/test_trust.py"],
     "framework/guards.py": ["tests/test_guards.py"],
@@ -204,8 +204,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         source = (ROOT / module).read_text(encoding="utf-8")
         if module not in whole:
-            outcome, whole[module] = run(module, source, TESTS[module], 900)
-            if outcome != "survived":
+            for _ in range(3):  # on a busy machine a test of moments may miss its own
+                outcome, whole[module] = run(module, source, TESTS[module], 900)
+                if outcome == "survived":
+                    break
+            else:
                 raise SystemExit(f"{module}: the tests do not pass unchanged")
         changed = mutate_code(source, plugins.get_operator(operator)(), occurrence)
         if changed is None or changed == source:
