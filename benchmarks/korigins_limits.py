@@ -8,7 +8,7 @@ from scipy.special import ndtr
 from scipy.stats import chi2, ncx2
 
 from datamodules import SquaresDataModule
-from framework.nn import bayes_accuracy, hellinger
+from framework.nn import KOrigins, bayes_accuracy, hellinger
 from models import KOriginsSegmentation
 from models.korigins.network import receptive_field
 
@@ -36,6 +36,18 @@ def figures(model: KOriginsSegmentation, data: SquaresDataModule) -> dict[str, o
         "bayes_pixel": "" if one is None else one,
         "bayes_field": "" if many is None else many,
     }
+
+
+def first_origin(model: KOriginsSegmentation, data: SquaresDataModule) -> dict[str, object]:
+    """Where the single origin of the first level ended.
+
+    Returns:
+        `origin` in intensity units; `between`: 1 if it lies between the means of the two classes, else 0.
+    """
+    layer = next(module for module in model.modules() if isinstance(module, KOrigins))
+    means = data.class_statistics()[0][:, 0]
+    origin = float(layer.weight.detach()[0, 0])
+    return {"origin": round(origin, 1), "between": int(means.min() < origin < means.max())}
 
 
 def _overlap_distance(mean: NDArray[np.float64], std: NDArray[np.float64], i: int, j: int) -> float:

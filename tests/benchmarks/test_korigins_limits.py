@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from benchmarks.heat_maps import correlation, grid, heat_maps
-from benchmarks.korigins_limits import figures, pair_accuracy
+from benchmarks.korigins_limits import figures, first_origin, pair_accuracy
 from datamodules import SquaresDataModule
-from framework.nn import bayes_accuracy
+from framework.nn import KOrigins, bayes_accuracy
 from models import KOriginsSegmentation
 
 
@@ -66,3 +66,12 @@ def test_correlations_average_seeds_and_name_an_interval_that_holds_the_value():
     assert values[0, 2] == pytest.approx(0.205)
     shown = heat_maps(pd.concat([frame.assign(network=name) for name in ("KRFL14", "RFL14", "RFL14 BatchNorm")]))
     assert [a.get_title() for a in shown.axes][4:] == ["KRFL14 - RFL14", "KRFL14 - BatchNorm"]
+
+
+def test_the_first_origin_and_whether_it_lies_between_the_means():
+    data = SquaresDataModule(preset="template")
+    model = KOriginsSegmentation(rfl=8, num_classes=2, width=2, origins="random", first_origins=1)
+    layer = next(m for m in model.modules() if isinstance(m, KOrigins))
+    for origin, between in ((19999.0, 0), (22000.0, 1), (25001.0, 0)):
+        layer.weight.data.fill_(origin)
+        assert first_origin(model, data) == {"origin": origin, "between": between}
