@@ -1,18 +1,22 @@
-"""Runs the steps one after the other, each in a process of its own, within the time there is."""
+"""Runs the steps one after the other, each in a process of its own, within the time there is; tiny ones in this one."""
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+import traceback
+import warnings
 from pathlib import Path
 
 from benchmarks.common import append_row, environment
 from benchmarks.device.pack import unpack
 from benchmarks.device.steps import STEPS, Step
 
+#: of every tiny step
 SMOKE_SECONDS = 120.0
 #: a step is not begun with less time than this, seconds
 LEAST = 5.0
@@ -30,7 +34,8 @@ def run_all(args: argparse.Namespace) -> int:
             continue
         left = 60 * args.minutes - (time.monotonic() - begun)
         limit = min(SMOKE_SECONDS if args.smoke else step.seconds, left)
-        state, took = ("left out", 0.0) if limit < LEAST else run_step(step, args, limit)
+        started = run_here if args.smoke else run_step
+        state, took = ("left out", 0.0) if limit < LEAST else started(step, args, limit)
         failed += state == "failed"
         row = {"step": step.name, "state": state, "seconds": round(took, 1), "limit_seconds": round(limit, 1)}
         print(f"{step.name:24} {state:10} {took:6.1f} s", flush=True)
@@ -58,6 +63,31 @@ def run_step(step: Step, args: argparse.Namespace, limit: float) -> tuple[str, f
             state = "cut off"
         finally:
             stop(process)
+    return state, time.monotonic() - begun
+
+
+def run_here(step: Step, args: argparse.Namespace, limit: float) -> tuple[str, float]:
+    """As `run_step`, in this process and to its end: starting a process would take longer than a tiny step."""
+    import torch
+
+    from benchmarks.device import steps
+
+    begun, state, threads = time.monotonic(), "done", torch.get_num_threads()
+    with (
+        (args.out / f"{step.name}.log").open("w") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]),
+    ):
+        try:
+            steps.run(step.name, argparse.Namespace(**{**vars(args), "seconds": limit}))
+        except (Exception, SystemExit) as error:
+            if not isinstance(error, SystemExit) or error.code:
+                traceback.print_exc()
+                state = "failed"
+        finally:
+            torch.set_num_threads(threads)
     return state, time.monotonic() - begun
 
 

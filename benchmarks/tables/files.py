@@ -27,6 +27,7 @@ FILES = {
     "korigins_epochs": "epochs to 0.99 IoU with K-Origins, without, with controls (E1, E2)",
     "layers": "every layer under every habit of torch code: yes, or what it says",
     "launches": "launches of one training step of every method, in both forms",
+    "memory": "bytes of a training step of the full recipes, counted, and what a card of 24 GB needs",
     "loe_memory": "peak memory of a step of an expert network",
     "loe_step": "time of a step of an expert network in every formulation",
     "loe_study": "PSNR of every variant and control on six Kodak images at 96 x 64",

@@ -1,6 +1,9 @@
-"""The table of docs/scale.md."""
+"""The tables of docs/scale.md."""
 
 from benchmarks.tables.common import markdown, provenance, read, table
+
+#: of results/memory.csv
+COLUMNS = ("bytes_fast", "bytes_lean")
 
 
 @table
@@ -21,3 +24,23 @@ def scale() -> str:
         "hours_64": "on 64",
     }
     return markdown(list(columns.values()), frame[list(columns)].to_numpy().tolist()) + provenance(frame)
+
+
+@table
+def memory() -> str:
+    """Bytes of a training step of the full recipes beside a card of 24 GB."""
+    frame = read("memory")
+    rows = [
+        [row["recipe"], row["precision"], row["samples"], *(f"{float(row[c]) / 1e9:.3g}" for c in COLUMNS), row["fits"]]
+        for row in frame.to_dict("records")
+    ]
+    header = ["recipe", "precision", "samples on a device", "GB, fast", "GB, lean", "on a card of 24 GB"]
+    return markdown(header, rows) + provenance(frame)
+
+
+@table
+def launches() -> str:
+    """Operations that a training step hands to an accelerator, before and now."""
+    frame = read("launches")
+    rows = [[row["method"], row["cpu_form"], row["accelerator_form"], row["waits"]] for row in frame.to_dict("records")]
+    return markdown(["training step", "before", "now", "waits"], rows) + provenance(frame)

@@ -23,6 +23,7 @@ from framework.errors import ConfigError, FrameworkError
 KINDS: tuple[tuple[Format, Precision], ...] = (
     ("pt2", "fp32"),
     ("pt2", "bf16"),
+    ("pt2", "fp16"),
     ("torchscript", "fp32"),
     ("onnx", "fp32"),
     ("onnx", "fp16"),

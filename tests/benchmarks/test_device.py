@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -21,23 +22,36 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def smoke(tmp_path: Path) -> argparse.Namespace:
-    return parse_args(["--smoke", "--out", str(tmp_path), "--data", str(tmp_path), "--only", "ceilings", "finola"])
+    args = parse_args(["--out", str(tmp_path), "--data", str(tmp_path), "--device", "cpu", "--only", "ceilings"])
+    return argparse.Namespace(**{**vars(args), "smoke": True})
 
 
-@pytest.mark.slow
-def test_steps_write_rows_with_their_share_of_the_limit(smoke: argparse.Namespace, tmp_path: Path) -> None:
-    smoke.bundle = tmp_path / "rows.tar.gz"
-    assert run_all(smoke) == 0
-    assert {r["step"]: r["state"] for r in rows(tmp_path / "steps.csv")} == {"ceilings": "done", "finola": "done"}
+TABLES = ["splines", "experts", "finola", "origins", "scale_space"]
+
+
+def test_the_whole_script_runs_on_a_cpu(tmp_path: Path) -> None:
+    data = Path(__file__).parents[3] / "shared" / "data"
+    args = parse_args(["--smoke", "--out", str(tmp_path), "--data", str(data)])
+    args.bundle = tmp_path / "rows.tar.gz"
+    assert run_all(args) == 0, {p.name: p.read_text()[-2000:] for p in tmp_path.glob("*.log")}
+    states = {r["step"]: r["state"] for r in rows(tmp_path / "steps.csv")}
+    assert states == {step.name: "done" for step in STEPS}
     ceilings = {r["what"]: float(r["per_second"]) for r in rows(tmp_path / "ceilings.csv")}
     assert ceilings.keys() == {"copy", "fp32", "bf16", "fp16"}
-    table = rows(tmp_path / "finola.csv")
-    assert {r["form"] for r in table} == {"bare products, forward", "separable", "wavefront"}
-    for row in table:
+    for row in [row for name in TABLES for row in rows(tmp_path / f"{name}.csv")]:
         assert row["failure"] == ""
         assert float(row["share_of_limit"]) == pytest.approx(float(row["limit_ms"]) / float(row["ms"]), abs=2e-3)
-    with tarfile.open(smoke.bundle) as archive:
-        assert {"ceilings.csv", "finola.csv", "finola.log", "steps.csv"} <= set(archive.getnames())
+    assert {r["form"] for r in rows(tmp_path / "finola.csv")} == {"bare products, forward", "separable", "wavefront"}
+    for precision in ("fp32", "bf16", "fp16"):
+        (counted,) = rows(tmp_path / f"tests_{precision}.csv")
+        assert (int(counted["tests"]), int(counted["failures"]), int(counted["errors"])) == (3, 0, 0)
+    with_data = {fit.name for fit in FITS if any("{data}" in word for word in fit.words)}
+    for row in rows(tmp_path / "fits.csv"):
+        assert row["failure"] == "" or (not data.is_dir() and row["fit"] in with_data), row
+    assert all(row["failure"] == "" and int(row["operators"]) > 0 for row in rows(tmp_path / "traces.csv"))
+    with tarfile.open(args.bundle) as archive:
+        names = {f"{step.name}{end}" for step in STEPS for end in (".csv", ".log")}
+        assert names | {"steps.csv"} <= set(archive.getnames())
 
 
 def test_a_step_is_cut_off_and_one_without_time_is_left_out(smoke: argparse.Namespace, tmp_path: Path) -> None:
@@ -75,6 +89,15 @@ def test_the_pack_holds_what_the_fits_name(shared_data: Path, tmp_path: Path) ->
         for word in fit.words:
             if "{data}" in word:
                 assert Path(word.split("=", 1)[1].format(data=folder)).exists(), word
+
+
+def test_with_the_pack_the_checkout_is_below_64_mib() -> None:
+    root = Path(__file__).parents[2]
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout, so the files that would be carried are not known")
+    size = sum(path.stat().st_size for name in listed.stdout.split("\0") if (path := root / name).is_file())
+    assert size < 24 * 2**20  # the pack is below 40
 
 
 def test_an_unknown_verb_is_refused() -> None:
