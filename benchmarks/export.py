@@ -84,19 +84,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     for name in args.methods:
         label = f"{name}, filters of {REPLACED[name]}" if name in REPLACED else name
-        done = {(row["format"], row["precision"]) for row in read_rows(args.out) if row["config"] == label}
-        kinds = [kind for kind in kinds_of(args.kinds) if kind not in done]
+        done = {(row["form"], row["format"], row["precision"]) for row in read_rows(args.out) if row["config"] == label}
+        forms = {form for form, format, _ in done if format == "eager"}
+        kinds = [kind for kind in kinds_of(args.kinds) if not forms or any((form, *kind) not in done for form in forms)]
         if not kinds:
             continue
         module = replaced(name) if name in REPLACED else load(newest(args.runs, name))
         config = name if QUICKSTARTS.get(name, True) else None
-        rows = []
         for row in measure(module, config, kinds=kinds, size=(args.size, args.size), seconds=args.seconds):
-            if (row["format"], row["precision"]) not in done:
-                rows.append({"config": label, **{column: row[column] for column in COLUMNS}, "side": args.size})
-                print(rows[-1], flush=True)
-        for row in rows:
-            append_row(args.out, {**row, **environment()})
+            if (row["form"], row["format"], row["precision"]) not in done:
+                found = {"config": label, **{column: row[column] for column in COLUMNS}, "side": args.size}
+                print(found, flush=True)
+                append_row(args.out, {**found, **environment()})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ def export() -> str:
             size = f"{int(row['bytes']) / 1024:.0f}" if row["bytes"] else ""
             name = "as it is" if row["format"] == "eager" else f"{row['format']} {row['precision']}"
             first = row["format"] == "eager"
-            rows.append([str(config).split("/")[0] if first else "", str(form) if first else "", name, size,
+            of = str(config).removesuffix("/quickstart")
+            rows.append([of if first else "", str(form) if first else "", name, size,
                          row["share"], f"{float(row['cpu_ms']):.2f}", f"{eager / float(row['cpu_ms']):.1f}",
                          row["memory_mib"], row["score"]])  # fmt: skip
     header = ["method", "file", "form", "KiB", "largest difference", "one sample, CPU ms", "times as quick",

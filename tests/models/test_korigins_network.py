@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -330,6 +331,20 @@ def test_bfloat16_autocast_stays_within_a_percent_of_the_largest_logit(
             rounded = candidate(x)
         assert rounded.dtype == torch.float32
         assert (rounded - logits).abs().max() < 0.01 * logits.abs().max()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_channels_last_changes_neither_logits_nor_gradients(frozen: bool) -> None:
+    network = KOriginsUNet(14, num_classes=3, origins=ORIGINS, trainable_origins=not frozen, seed=0)
+    x, found = images(1, 32, seed=2), []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        same: Any = copy.deepcopy(network).to(memory_format=layout)  # type: ignore[call-overload]
+        logits = same(x.to(memory_format=layout))
+        logits.square().mean().backward()
+        found.append([logits.detach(), *(p.grad for p in same.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1])
+    for plain, last in zip(*found, strict=True):
+        torch.testing.assert_close(last, plain, rtol=1e-3, atol=1e-4 * plain.abs().max().item())
 
 
 # ---------------------------------------------------------------------------------------------------------- bad values
