@@ -14,7 +14,7 @@ import copy
 import functools
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,9 +134,12 @@ def times(forms: list[Form], seconds: float) -> dict[Form | str, tuple[float, in
     return {name: (1000 * value, held(made[name][0]) if name in made else 0) for name, value in least.items()}
 
 
-def trained(checkpoint: str, data: str) -> tuple[nn.Module, list[Tensor], list[dict[str, Tensor]], Callable[[], Any]]:
+def trained(
+    checkpoint: str, data: str, overlays: Sequence[str] = ("reduced",)
+) -> tuple[nn.Module, list[Tensor], list[dict[str, Tensor]], Callable[[], Any]]:
     """The trained network, pictures to calibrate and to measure errors with, the test batches, and fresh metrics."""
-    config = ["-c", "kmunet/dsb2018", "-c", "kmunet/overlays/reduced", "--data.root", data]
+    names = ["kmunet/dsb2018", *(f"kmunet/overlays/{name}" for name in overlays)]
+    config = [*(word for name in names for word in ("-c", name)), "--data.root", data]
     cli = framework(["test", *config, "--ckpt_path", checkpoint, "--trainer.enable_progress_bar=false"])
     module, source = cli.model, cli.datamodule
     source.setup("fit")

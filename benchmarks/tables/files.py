@@ -36,6 +36,7 @@ FILES = {
     "tiles": "prediction in tiles: seam, speed and memory",
     "second_derivatives_speed": "first-order time of the layers before and after second derivatives",
     "spline_forms": "spline layers in their forms for inference: time, bytes, bound, error, Dice",
+    "spline_rank": "edges that share two shapes from the start of training: Dice on nuclei",
     "squares_generation": "images per second that the squares are generated with",
 }
 

@@ -60,6 +60,23 @@ def spline_forms() -> str:
     return markdown(header, rows) + provenance(frame)
 
 
+@table
+def spline_rank() -> str:
+    """Edges that share shapes from the start of training."""
+    frame = read("spline_rank")
+    names = {"low_rank": "low rank", "low_rank_int8": "low rank, int8"}
+    rows = [
+        [
+            f"{names.get(row['form'], row['form'])}, R = {row['rank']}",
+            row["spline_parameters"],
+            row["dice"],
+            row["dice_change"],
+        ]
+        for row in frame.to_dict("records")
+    ]
+    return markdown(["trained with sharing", "numbers in splines", "Dice", "change"], rows) + provenance(frame)
+
+
 def _kmunet(name: str) -> str:
     frame = read(name)
     rows = []
