@@ -2,16 +2,17 @@
 
     framework fit -c METHOD/quickstart                    # of every method, as it is shipped
     python -m benchmarks.export --runs runs --out results/export.csv
-    python -m benchmarks.export --methods master_key/mobilenetv2 --size 224 --out results/export.csv
+    python -m benchmarks.export --methods master_key/quickstart:B --kinds onnx:fp32 onnx:int8 --out results/export.csv
+    python -m benchmarks.export --methods master_key/mobilenetv2:A --size 224 --out results/export.csv
 
 Every file of `framework bench` is a row: run in a process of its own, compared with the method, and for segmenters and
-the classifier scored on the quickstart's test split. Rows that are there are kept. `master_key/mobilenetv2` is the
-trained network with its filters replaced by a bank and recalibrated; it needs its weights and pictures.
+the classifier scored on the quickstart's test split. Rows that are there are kept. A bank behind a classifier takes the
+place of its filters, and the network is recalibrated; `master_key/mobilenetv2` needs its weights and pictures.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -37,30 +38,43 @@ QUICKSTARTS = {
     "master_key/quickstart": True,
     "finola/quickstart": False,
 }
-#: configuration of a trained classifier -> the bank that takes the place of its filters
-REPLACED = {"master_key/mobilenetv2": "A"}
+#: classifiers, each with the bank that takes the place of its filters
+REPLACED = ("master_key/quickstart:B", "master_key/mobilenetv2:A")
 
 
-def replaced(name: str) -> nn.Module:
-    """The configuration's network with its depthwise filters approximated by the bank, and recalibrated."""
-    built = BuildOnly(args=["test", "-c", name])
-    module: Any = built.model
-    module.initialise()
-    data: Any = built.datamodule
-    pictures = data.calibration_dataset()
+def replaced(built: Any, module: Any, bank: str) -> nn.Module:
+    """The network with its depthwise filters approximated by the bank, recalibrated on the configuration's pictures.
+
+    Args:
+        built: the configuration's command.
+        module: the trained network.
+        bank: of `make_bank`.
+    """
+    pictures = built.datamodule.calibration_dataset()
     images = torch.stack([pictures[i]["image"] for i in range(len(pictures))])
     convolutions = depthwise_convolutions(module)
     weights = {key: conv.weight.detach().flatten(0, 1) for key, conv in convolutions.items()}
-    bank = make_bank(REPLACED[name], weights)
+    banks = make_bank(bank, weights)
     changes = [
-        (conv.weight, approximate(match_filters(weights[key], bank[key]), bank[key]).unsqueeze(1).to(conv.weight))
+        (conv.weight, approximate(match_filters(weights[key], banks[key]), banks[key]).unsqueeze(1).to(conv.weight))
         for key, conv in convolutions.items()
     ]
     reference = reference_statistics(module, module, convolutions.values(), images)
     with torch.no_grad():
         for target, value in recalibrated(module, module, changes, reference, images):
             target.copy_(value)
-    return module.eval()
+    return cast(nn.Module, module.eval())
+
+
+def network(name: str, bank: str, runs: Path) -> nn.Module:
+    """A quickstart's trained network, or one of published weights; with a bank, with that one's filters."""
+    if name in QUICKSTARTS and not bank:
+        return load(newest(runs, name))
+    built: Any = BuildOnly(args=["test", "-c", name])
+    if name in QUICKSTARTS:
+        return replaced(built, load(newest(runs, name)), bank)
+    built.model.initialise()
+    return replaced(built, built.model, bank)
 
 
 def newest(runs: Path, name: str) -> Path:
@@ -82,14 +96,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    for name in args.methods:
-        label = f"{name}, filters of {REPLACED[name]}" if name in REPLACED else name
+    for word in args.methods:
+        name, _, bank = word.partition(":")
+        label = f"{name}, filters of {bank}" if bank else name
         done = {(row["form"], row["format"], row["precision"]) for row in read_rows(args.out) if row["config"] == label}
         forms = {form for form, format, _ in done if format == "eager"}
         kinds = [kind for kind in kinds_of(args.kinds) if not forms or any((form, *kind) not in done for form in forms)]
         if not kinds:
             continue
-        module = replaced(name) if name in REPLACED else load(newest(args.runs, name))
+        module = network(name, bank, args.runs)
         config = name if QUICKSTARTS.get(name, True) else None
         for row in measure(module, config, kinds=kinds, size=(args.size, args.size), seconds=args.seconds):
             if (row["form"], row["format"], row["precision"]) not in done:

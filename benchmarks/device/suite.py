@@ -1,6 +1,7 @@
 """The tests that can be pointed at a device: tests/nn, the steps that must not wait, one short fit of every method."""
 
 import argparse
+import os
 import subprocess
 import sys
 from typing import IO, cast
@@ -21,7 +22,9 @@ def run(name: str, args: argparse.Namespace) -> None:
     if args.smoke:
         words += ["-k", "finola and reference"]
     # through a pipe, so that what it prints goes where this step's output goes
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # and without what a pytest that all this runs in has asked for, counting lines above all
+    around = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=around)
     for line in cast(IO[str], process.stdout):
         print(line, end="", flush=True)
     code = process.wait()

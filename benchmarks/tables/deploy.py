@@ -14,7 +14,7 @@ def export() -> str:
             size = f"{int(row['bytes']) / 1024:.0f}" if row["bytes"] else ""
             name = "as it is" if row["format"] == "eager" else f"{row['format']} {row['precision']}"
             first = row["format"] == "eager"
-            of = str(config).removesuffix("/quickstart")
+            of = str(config).replace("/quickstart", "")
             rows.append([of if first else "", str(form) if first else "", name, size,
                          row["share"], f"{float(row['cpu_ms']):.2f}", f"{eager / float(row['cpu_ms']):.1f}",
                          row["memory_mib"], row["score"]])  # fmt: skip
