@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+from skimage import measure
 
 from datamodules.augmentation import Box, cut
 from datamodules.io import open_picture
@@ -43,13 +44,14 @@ def read_mask(
 def _instances_in(
     paths: Sequence[Path], reading: Reading, shape: tuple[int, ...], part: int | None, box: Box | None
 ) -> np.ndarray:
-    if reading.targets == "distance":  # an object is as large as it is
+    if reading.targets == "distance" or reading.connected or box is None:  # an object is as large as it is
         objects = read_instances(paths, reading, shape, part)
-        classes = distance_levels(objects, reading.levels)
-        classes[objects < 0] = IGNORED
+        if reading.targets == "distance":
+            classes = distance_levels(objects, reading.levels)
+            classes[objects < 0] = IGNORED
+        else:
+            classes = instance_classes(objects, reading.border)
         return classes if box is None else cut(classes, box)
-    if box is None:
-        return instance_classes(read_instances(paths, reading, shape, part), reading.border)
     y0, y1, x0, x1 = box
     above, left = max(0, y0 - reading.border), max(0, x0 - reading.border)
     around = above, min(shape[0], y1 + reading.border), left, min(shape[1], x1 + reading.border)
@@ -71,8 +73,11 @@ def read_instances(
         ignored = values == reading.ignore_label if reading.ignore_label is not None else np.zeros(size, bool)
         if (values < 0).any() and not bool(ignored[values < 0].all()):
             raise DataError(f"data.masks: {path} holds values below 0; an instance mask has 0 and the objects' numbers")
-        ids = np.unique(values[inside & ~ignored], return_inverse=True)[1]
-        objects[inside & ~ignored] = ids + 1 + objects.max(initial=0)
+        inside &= ~ignored
+        ids = np.unique(values[inside], return_inverse=True)[1] + 1
+        if reading.connected:
+            ids = measure.label(np.where(inside, values, 0), connectivity=2)[inside]
+        objects[inside] = ids + objects.max(initial=0)
         objects[ignored] = -1
     return objects
 

@@ -34,6 +34,7 @@ class Reading:
     std: list[float] | None = None
     targets: Targets = "border"
     levels: int = 4
+    connected: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what cannot be.
@@ -53,6 +54,10 @@ class Reading:
             )
         if self.targets == "distance" and self.masks_are != "instances":
             raise ConfigError("data.targets: distance is for data.masks_are: instances")
+        if self.connected and self.masks_are != "instances":
+            raise ConfigError(
+                "data.connected: expected data.masks_are: instances beside it, got classes; give both, or neither"
+            )
         if len(set(self.labels)) != len(self.labels) or not 2 <= len(self.labels) <= 255:
             raise ConfigError(f"data.labels: expected 2 to 255 different mask values, got {self.labels}")
         if self.ignore_label is not None and self.ignore_label in self.labels and self.masks_are == "classes":

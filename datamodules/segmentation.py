@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentation import Augmentation
+from datamodules.exposure import Exposure, evaluation_exposure, training_exposure
 from datamodules.large import LargePicture
 from datamodules.leaks import warn_of_shared
 from datamodules.on_device import SegmentationOnDevice
@@ -57,6 +58,7 @@ class SegmentationDataModule(SegmentationOnDevice):
         targets: what objects are for the network: `border` (those three classes), or `distance`: the distance to the
             object's edge as a share of its largest, in `levels` classes beside the background.
         levels: steps of that distance.
+        connected: every connected region of a value is an object of its own, for masks that number no objects.
         normalize: `zscore`, `percentile`, `depth` (that of the file), all per image, `dataset` (mean and deviation of
             the training images) or `none` for raw intensities; all per channel.
         downscale: whole factor by which images and masks are made smaller.
@@ -66,6 +68,9 @@ class SegmentationDataModule(SegmentationOnDevice):
         scale: largest relative change of size.
         elastic: standard deviation in pixels of an elastic deformation.
         intensity: largest relative change of contrast and brightness.
+        exposure: [lowest, highest] factor on the raw intensities of a training picture, drawn log-uniformly in every
+            epoch, before anything else and cut at the largest number of the file's depth; null: none.
+        eval_exposure: the same factor for all pictures that validate and test; predictions take the files as they are.
         cache: keep decoded images in memory: true, false, or at most so many megabytes per split and loader process;
             crops of what has no room are read as windows of the files where their format allows it.
         batch_size: images per training step and rank.
@@ -113,17 +118,21 @@ class SegmentationDataModule(SegmentationOnDevice):
         border: int = Reading.border,
         targets: Targets = Reading.targets,
         levels: int = Reading.levels,
+        connected: bool = Reading.connected,
+        exposure: list[float] | None = None,
+        eval_exposure: float = 1.0,
         **loading: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, **loading)
         contract: dict[str, Any] = {"channels": channels, "bit_depth": bit_depth, "axes": axes, "slices": slices}
         contract |= {"labels": list(labels), "colors": colors, "ignore_label": ignore_label, "border": border}
-        contract |= {"targets": targets, "levels": levels}
+        contract |= {"targets": targets, "levels": levels, "connected": connected}
         self.reading = Reading(**contract, masks_are=masks_are, normalize=normalize, downscale=downscale)
         if crop is not None and crop < 1:
             raise ConfigError(f"data.crop: expected at least 1, got {crop}")
         if min(rotate, scale, elastic, intensity) < 0:
             raise ConfigError("data.rotate, data.scale, data.elastic, data.intensity: expected 0 or more")
+        self.exposure, self.eval_exposure = training_exposure(exposure), evaluation_exposure(eval_exposure)
         self.root = Path(root)
         files: dict[str, Any] = {"images": images, "masks": masks, "predict_images": predict_images}
         files |= {"split_file": split_file, "val_fraction": val_fraction, "test_fraction": test_fraction}
@@ -150,7 +159,11 @@ class SegmentationDataModule(SegmentationOnDevice):
         else:
             check_evaluation(pairs, self.reading, self.eval_batch_size)
         augmentation = self.augmentation if training else None
-        return SegmentationFiles(pairs, self.reading, augmentation, crop, self.seed, self.cache, split == "test")
+        exposures = {"train": self.exposure, "predict": Exposure()}
+        exposure = exposures.get(split, self.eval_exposure)
+        return SegmentationFiles(
+            pairs, self.reading, augmentation, crop, self.seed, self.cache, split == "test", exposure
+        )
 
     def sample_name(self, index: int) -> str:
         """Name of a sample of the split that is tested or predicted: its image's, without the ending."""
@@ -172,13 +185,14 @@ class SegmentationDataModule(SegmentationOnDevice):
         """Mean and deviation of every class in 16 whole training images, each (C, N), background first.
 
         The images are evenly spread over the training split; more are looked at while a class has not been seen. The
-        figures are in the units of the batches, that is after `normalize`; raw intensities need `none`.
+        figures are in the units of the batches, that is after `exposure` and `normalize`; raw intensities need `none`.
 
         Raises:
             DataError: a class that no training mask holds.
         """
         self._know_channels()
-        files = SegmentationFiles(self.splits.pairs("train", self.reading), self.reading)
+        pairs = self.splits.pairs("train", self.reading)
+        files = SegmentationFiles(pairs, self.reading, seed=self.seed, exposure=self.exposure)
         return class_statistics(files, self.reading.class_names)
 
     def class_counts(self) -> np.ndarray:

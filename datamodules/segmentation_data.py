@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.augmentation import Augmentation, Box, changed, cut, draw, numbers
+from datamodules.exposure import Exposure, exposed
 from datamodules.io import open_picture
 from datamodules.masks import read_instances, read_mask
 from datamodules.pairing import Pair
@@ -80,6 +81,7 @@ class SegmentationFiles(Dataset):
         seed: of the augmentation, drawn from (seed, epoch, index).
         cache: keep decoded samples in memory: True all, False none, a number so many megabytes.
         with_objects: instance masks also give `objects`.
+        exposure: factors on the raw intensities, drawn from (seed, epoch, index).
 
     Attributes:
         later: leave augmentation and normalisation to the device (`datamodules.on_device`): samples hold the picture as
@@ -97,8 +99,9 @@ class SegmentationFiles(Dataset):
         seed: int = 0,
         cache: bool | int = False,
         with_objects: bool = False,
+        exposure: Exposure = Exposure(),  # noqa: B008 (frozen)
     ) -> None:
-        self.with_objects = with_objects
+        self.with_objects, self.exposure = with_objects, exposure
         #: `index` of the pictures that are read by windows, by somebody else: of them a sample has nothing more
         self.bare: frozenset[int] = frozenset()
         self.pairs = list(pairs)
@@ -119,15 +122,16 @@ class SegmentationFiles(Dataset):
         pair = self.pairs[place]
         if pair.index in self.bare:
             return {"index": torch.tensor(pair.index)}
-        rest = {}
+        rest, epoch = {}, getattr(place, "epoch", 0)
         if self.augmentation is not None and pair.masks and not self.later:
-            image, mask, depth = self._augmented(int(place), getattr(place, "epoch", 0), self.augmentation)
+            image, mask, depth = self._augmented(int(place), epoch, self.augmentation)
         else:
             image, mask, depth = self._files(int(place))
+            image = self._exposed(image, pair, epoch, depth)
         if self.later:
             rest["bits"] = torch.tensor(depth)
             if self.augmentation is not None and pair.masks:
-                rest["draws"] = self._draws(pair, image.shape[1:], getattr(place, "epoch", 0), self.augmentation)
+                rest["draws"] = self._draws(pair, image.shape[1:], epoch, self.augmentation)
         else:
             image = normalized(image, self.reading, depth)
         sample = {"image": torch.from_numpy(np.ascontiguousarray(image, np.float32)), "index": torch.tensor(pair.index)}
@@ -136,6 +140,9 @@ class SegmentationFiles(Dataset):
         if self.with_objects and pair.masks and self.reading.masks_are == "instances":
             sample["objects"] = torch.from_numpy(self._objects(pair))
         return {**sample, **rest}
+
+    def _exposed(self, image: np.ndarray, pair: Pair, epoch: int, depth: int) -> np.ndarray:
+        return exposed(image, self.exposure.factor(self.seed, epoch, pair.index), depth)
 
     def _draws(self, pair: Pair, size: Sequence[int], epoch: int, settings: Augmentation) -> Tensor:
         self._check_crop(pair, size)
@@ -171,7 +178,8 @@ class SegmentationFiles(Dataset):
             image, mask, depth = self._files(place)
             image, mask = cut(image, box), None if mask is None else cut(mask, box)
         assert mask is not None
-        return *changed(image, mask, change), depth
+        # the camera comes before everything that is done to its picture
+        return *changed(self._exposed(image, pair, epoch, depth), mask, change), depth
 
     def _has_room(self, picture: Picture, size: tuple[int, int]) -> bool:
         reading = self.reading
