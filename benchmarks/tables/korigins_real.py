@@ -1,0 +1,57 @@
+"""Tables of docs/korigins.md that come from real nuclei: exposure and normalisation, and the number of origins."""
+
+import pandas as pd
+
+from benchmarks.microscopy import EXPOSURES
+from benchmarks.tables.common import markdown, provenance, read, spread, table
+
+HEADER = ["network", "input", "trained", "rate", *(f"F1, x {e:g}" for e in EXPOSURES), "AP, x 1", "Dice, x 1",
+          "parameters"]  # fmt: skip
+AXES = ["network", "normalisation", "exposure"]
+
+
+def measured(group: pd.DataFrame) -> list[str]:
+    """F1 at every exposure, then AP and Dice of the pictures as they are."""
+    columns = [*(f"f1_x{e:g}" for e in EXPOSURES), "ap_x1", "dice_x1"]
+    return [spread(group[column]) for column in columns]
+
+
+def of_nuclei(name: str, floor: str) -> str:
+    """One row per network, input and training exposure, at the rate that all seeds ran; below it the floor."""
+    frame, below = read(name), read("korigins_microscopy_floor")
+    rows = []
+    for (network, normalisation, exposure), group in frame.groupby(AXES, sort=False):
+        # only the better rate has every seed
+        rate = group["rate"].value_counts(sort=True).index[0]
+        chosen = group[group["rate"] == rate]
+        title = str(network).removesuffix(" normalised")
+        cells = [title, str(normalisation), str(exposure), rate]
+        rows.append([*cells, *measured(chosen), chosen["parameters"].iloc[0]])
+    for classes, group in below[below["data"] == floor].groupby("classes", sort=False):
+        rows.append([f"Multi-Otsu, {classes} classes, watershed", "percentile", "", "", *measured(group), ""])
+    return markdown(HEADER, rows) + provenance(frame) + provenance(below)
+
+
+@table
+def korigins_microscopy() -> str:
+    """BitDepth_NucSeg, 16 bits."""
+    return of_nuclei("korigins_microscopy", "BitDepth_NucSeg")
+
+
+@table
+def korigins_microscopy_dsb() -> str:
+    """DSB 2018, 8 bits."""
+    return of_nuclei("korigins_microscopy_dsb", "DSB 2018")
+
+
+@table
+def korigins_how_many_real() -> str:
+    """IoU, parameters and time by number of origins on 16-bit nuclei."""
+    frame = read("korigins_how_many_real")
+    rows = []
+    for (count, deeper), group in frame.groupby(["model.first_origins", "deeper"], sort=False):
+        seconds = spread(pd.to_numeric(group["cpu_s"]), 0)
+        row = [str(count), str(deeper), group["parameters"].iloc[0]]
+        rows.append([*row, spread(group["iou"]), spread(group["f1"]), seconds])
+    header = ["K, first level", "K, deeper levels", "parameters", "test IoU", "F1 at IoU 0.5", "processor seconds"]
+    return markdown(header, rows) + provenance(frame)
