@@ -6,6 +6,7 @@ does not look at it, `check_whole` does.
 
 import contextlib
 import os
+import pickle
 import re
 import stat
 import tempfile
@@ -136,7 +137,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             kept = "the one of that name is whole, as it was before" if target.is_file() else "nothing was replaced"
             raise CheckpointError(
                 f"checkpoint {target}: cannot be written ({cause.strerror or cause}); {kept}. Make room or give "
-                "another trainer.default_root_dir, and go on with --ckpt_path last"
+                "another folder (trainer.default_root_dir, or the callback's dirpath), and go on with --ckpt_path last"
             ) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -191,8 +192,18 @@ def _operating_system_error(error: BaseException) -> OSError | None:
     return link
 
 
+def holds_code(error: Exception) -> bool:
+    """Whether torch refuses a file because it holds more than tensors and plain values."""
+    return isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in str(error)
+
+
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     said = " ".join(str(error).split())
+    if holds_code(error):
+        return CheckpointError(
+            f"ckpt_path: {path} cannot be read as a checkpoint: expected tensors and plain values, got objects of a "
+            "class, whose code would run; nothing of it was run, take another one"
+        )
     return CheckpointError(
         f"ckpt_path: {path} cannot be read as a checkpoint ({type(error).__name__}: {said[:200]}); take another one"
     )

@@ -38,6 +38,11 @@ def find_config(name: str) -> Path:
     names = dict(config_names())
     if bare in names:
         return names[bare]
+    if path.exists():
+        kind = "a folder" if path.is_dir() else "a pipe or device"
+        raise ConfigError(
+            f"-c {name}: expected a YAML file, got {kind}; `framework list` shows the shipped configurations"
+        )
     near = difflib.get_close_matches(bare, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`framework list` shows the names."
     raise ConfigError(f"-c {name}: there is no such file, and no shipped configuration of this name; {hint}")

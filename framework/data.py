@@ -1,5 +1,6 @@
 """BaseDataModule, the LightningDataModule that people subclass: loaders that are the same on any number of ranks."""
 
+import os
 from collections.abc import Sequence, Sized
 from typing import Any, Literal, cast
 
@@ -52,8 +53,11 @@ class BaseDataModule(LightningDataModule):
         for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
             if value < 1:
                 raise ConfigError(f"data.{name}: expected at least 1, got {value}")
-        if num_workers < 0:
-            raise ConfigError(f"data.num_workers: expected 0 or more, got {num_workers}")
+        most = max(64, 4 * (os.cpu_count() or 1))
+        if not 0 <= num_workers <= most:
+            raise ConfigError(
+                f"data.num_workers: expected 0 to {most} on this machine, got {num_workers}; each is a process"
+            )
         if seed < 0:
             raise ConfigError(f"data.seed: expected 0 or more, got {seed}")
         self.batch_size = batch_size

@@ -134,7 +134,7 @@ def shown(args: Sequence[str]) -> int:
         from framework.commands.messages import message
 
         print(f"error{signals.which_rank() if signals is not None else ''}: {message(error)}", file=sys.stderr)
-        return 2
+        return 2 if signals is None else signals.status_of(error)
     return status if isinstance(status, int) else 0
 
 
@@ -159,7 +159,7 @@ def _import(module: str) -> None:
         )
     try:
         importlib.import_module(module)
-    except Exception as error:  # whatever the module does when it is run
+    except (Exception, SystemExit) as error:  # whatever the module does when it is run
         raise ConfigError(
             f"--import {module}: {type(error).__name__}: {error}; it is looked for on sys.path and in {Path.cwd()}"
         ) from error

@@ -328,3 +328,10 @@ def exit_status(error: BaseException) -> int | None:
     if isinstance(error, ProcessExitedException) and error.exit_code in (INTERRUPTED, TERMINATED):
         return error.exit_code  # forked ranks
     return None if _failure is None else _failure[1]
+
+
+def status_of(error: BaseException) -> int:
+    """Exit status of a command that failed: that of a rank that ended by itself, else 2."""
+    if isinstance(error, ProcessExitedException) and 0 < error.exit_code < 256:
+        return int(error.exit_code)
+    return 2

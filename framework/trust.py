@@ -33,7 +33,9 @@ INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 DEEPEST, MOST = 32, 100_000
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-_CONFIGURATIONS = (".yaml", ".yml", ".json")
+_NAME = re.compile(r"[A-Za-z_]\w*")
+#: the keys of a class and its arguments
+_OF_A_CLASS = frozenset({"class_path", "init_args", "dict_kwargs"})
 
 #: modules whose classes the user vouches for, by `--import`
 vouched_modules: set[str] = set()
@@ -95,18 +97,20 @@ def check_hyper_parameters(
         raise _refused("_instantiator", hparams["_instantiator"], INSTANTIATOR)
     for key, base in EXPECTED.items():
         value = hparams.get(key)
-        if value is not None and not (isinstance(value, Mapping) and isinstance(value.get("class_path"), str)):
+        if value is not None and not (
+            isinstance(value, Mapping) and isinstance(value.get("class_path"), str) and _OF_A_CLASS.issuperset(value)
+        ):
             raise _refused(key, value, f"null, or the class_path of a {base.__name__} and its init_args")
-    for path, key, value in _walk({k: v for k, v in hparams.items() if not k.startswith("_")}):
+    for path, key, value in _walk({k: v for k, v in hparams.items() if not str(k).startswith("_")}, ours):
         if key == "class_path":
             _check_class(path, value, named)
         elif isinstance(value, str):
-            _check_word(path, value, named, ours and not path)
+            _check_word((*path, key), value, named, ours and not path)
     return {**hparams, **({"pretrained": False} if "pretrained" in hparams else {})}
 
 
-def _walk(values: Any) -> Iterator[tuple[tuple[str, ...], str, Any]]:
-    """(keys above, key, value) of everything that is no container."""
+def _walk(values: Any, ours: bool) -> Iterator[tuple[tuple[str, ...], str, Any]]:
+    """(keys above, key, value) of everything that is no container; keys that a parser would take apart are refused."""
     count = 0
     todo: list[tuple[tuple[str, ...], Any]] = [((), values)]
     while todo:
@@ -120,10 +124,23 @@ def _walk(values: Any) -> Iterator[tuple[tuple[str, ...], str, Any]]:
             count += 1
             if count > MOST:  # the same list again and again takes no room in a file
                 raise CheckpointError(f"ckpt_path: more than {MOST} hyper_parameters, which no method has")
+            if isinstance(container, Mapping) and not _is_one_name(key, path, container, ours):
+                place = ".".join((*path, repr(key)))
+                raise _refused(place, inner, "a key that is one name, without dots or signs")
             if isinstance(inner, Mapping | list | tuple):
                 todo.append(((*path, str(key)), inner))
             else:
                 yield path, str(key), inner
+
+
+def _is_one_name(key: Any, path: tuple[str, ...], container: Mapping[Any, Any], ours: bool) -> bool:
+    """Whether a key means itself: `optimizer.class_path` would be taken apart and put in place of what was looked at.
+
+    A user's own mapping, `{layer1.conv: 3}`, is left alone unless it is, or stands in, the arguments of a class.
+    """
+    if isinstance(key, str) and _NAME.fullmatch(key):
+        return True
+    return bool(path) and not ours and not _OF_A_CLASS & {*path, *container}
 
 
 def _check_class(path: tuple[str, ...], name: Any, named: Collection[str]) -> None:
@@ -138,16 +155,24 @@ def _check_class(path: tuple[str, ...], name: Any, named: Collection[str]) -> No
         raise _refused(".".join((*path, "class_path")), name, expected)
 
 
-def _check_word(path: tuple[str, ...], word: str, named: Collection[str], is_plain: bool) -> None:
-    """Words that a parser would follow: to an object by its import path, to a file by its name, to a server."""
+def _check_word(place: tuple[str, ...], word: str, named: Collection[str], is_plain: bool) -> None:
+    """Words that a parser or a library would follow: to an object by its import path, to a file, to a server."""
     if ":" in word and word.split(":")[0].replace("_", "-") in ("hf-hub", "local-dir"):
-        raise _refused(".".join(path) or "hyper_parameters", word, "the name of a model that timm carries itself")
+        raise _refused(".".join(place), word, "the name of a model that timm carries itself")
     if is_plain:
         return
-    if word.endswith(_CONFIGURATIONS) and Path(word).exists():
-        raise _refused(".".join(path) or "hyper_parameters", word, "values, and no file to read them from")
+    if "://" in word or _is_file(word):
+        raise _refused(".".join(place), word, "values, and no file or address to read them from")
     if _DOTTED.fullmatch(word) and word not in named and _can_be_imported(word.split(".")[0]):
-        raise _refused(".".join(path) or "hyper_parameters", word, "a plain value, and nothing that can be imported")
+        raise _refused(".".join(place), word, "a plain value, and nothing that can be imported")
+
+
+def _is_file(word: str) -> bool:
+    try:
+        path = Path(word).expanduser()
+        return path.exists() and not path.is_dir()
+    except (OSError, ValueError, RuntimeError):  # no path at all
+        return False
 
 
 def _can_be_imported(package: str) -> bool:

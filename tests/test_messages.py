@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from skimage import io as pictures
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from benchmarks.faults.nonsense import JUNK, junk_inside, scrambled
 from datamodules import SegmentationDataModule
@@ -79,9 +80,14 @@ MODEL_AND_DATA = {
     "--model.width=99999999999999999999999": "got one of 23 digits",
     "--model.width=0": "width",
     "--model.num_classes=1": "model.num_classes, model.in_channels: expected at least 2 and 1, got 1 and 1",
-    "--model.optimizer.lr=-1": "model.optimizer: Invalid learning rate: -1",
+    "--model.optimizer.lr=-1": "model.optimizer: expected arguments that torch accepts, got its ValueError: Invalid "
+    "learning rate: -1",
+    "--model.optimizer.lr=1e300": "model.optimizer: expected arguments that torch accepts, got its RuntimeError",
+    "--data.num_workers=1000": "data.num_workers: expected 0 to ",
+    "-c=.": "-c .: expected a YAML file, got a folder",
+    "-c=/dev/null": "-c /dev/null: expected a YAML file, got a pipe or device",
     "--model.optimizer.lr=abc": "optimizer.lr: expected float, got abc",
-    "--model.optimizer=LBFGS": "model.optimizer: LBFGS",
+    "--model.optimizer=LBFGS": "got its ValueError: LBFGS",
     "--model.optimizer=5": "model.optimizer: expected a class that can be imported, got 5",
     "--model.lr_scheduler=StepLR": "expected a value for step_size, got none",
     "--model.lr_interval=hour": "model.lr_interval: expected one of epoch, step, got hour",
@@ -175,7 +181,12 @@ def test_merge_keys_may_be_overridden() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("import nothing_at_all", "ModuleNotFoundError"), ("def (:", "SyntaxError"), ("1 / 0", "ZeroDivisionError")],
+    [
+        ("import nothing_at_all", "ModuleNotFoundError"),
+        ("def (:", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("raise SystemExit(0)", "SystemExit"),
+    ],
 )
 def test_a_module_that_cannot_be_imported(see, tmp_path, text, expected) -> None:
     name = f"broken_{expected.lower()}"
@@ -184,6 +195,33 @@ def test_a_module_that_cannot_be_imported(see, tmp_path, text, expected) -> None
     assert status == 2
     assert is_short(said)
     assert f"--import {name}: {expected}" in said
+
+
+def test_a_class_without_its_package(see, tmp_path) -> None:
+    (tmp_path / "lacking.py").write_text(
+        "from lightning.pytorch.loggers import CSVLogger\n\n\nclass Lacking(CSVLogger):\n"
+        "    def __init__(self) -> None:\n        raise ModuleNotFoundError('Requirement rare>=3 not met')\n"
+    )
+    status, said = see(*FIT, "--import", "lacking", "--trainer.logger", "lacking.Lacking")
+    assert status == 2
+    assert is_short(said)
+    assert "Lacking: expected its package to be installed, got Requirement rare>=3 not met" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=0", "--trainer.max_epochs=2"],
+         "model.lr_scheduler: expected arguments that torch accepts, got its ZeroDivisionError"),
+        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=nope", "--trainer.max_epochs=2"],
+         "trainer.callbacks: EarlyStopping.monitor: expected one of "),
+    ],
+)  # fmt: skip
+def test_arguments_that_fail_after_a_while(see, words, expected) -> None:
+    status, said = see("fit", *TINY, "--trainer.logger=false", *words)
+    assert status == 2
+    assert is_short(said)
+    assert expected in said, said
 
 
 def test_debug_lets_the_traceback_through(run) -> None:
@@ -202,6 +240,8 @@ def test_debug_lets_the_traceback_through(run) -> None:
         (RuntimeError("line\n" * 50), "RuntimeError: line"),
         (KeyError("x" * 5000), "KeyError"),
         (RuntimeError(""), "RuntimeError"),
+        (ProcessExitedException("", error_index=1, error_pid=9, exit_code=7), "process 1: it ended with exit status 7"),
+        (ProcessExitedException("", error_index=1, error_pid=9, exit_code=-9), "process 1: it ended by signal 9"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )

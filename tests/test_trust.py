@@ -18,6 +18,7 @@ from models import KOriginsSegmentation
 from tests.conftest import TINY
 
 ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.1}}
+CYCLIC = {"class_path": "torch.optim.lr_scheduler.CyclicLR", "init_args": {"base_lr": 0.1, "max_lr": 0.2}}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,17 @@ BAD: dict[str, dict[str, Any]] = {
     "deep inside": {"width": deep(spec("trap.Sneaky"), 20)},
     "too deep to look": {"width": deep(spec("trap.Sneaky"), DEEPEST + 1)},
     "too much to look at": {"width": wide()},
+    "a dotted class path": {"optimizer.class_path": "os.system", "optimizer.init_args.command": "touch called"},
+    "a dotted class path beside a good one": {"lr_scheduler": CYCLIC, "lr_scheduler.init_args.scale_fn": "trap.call"},
+    "a dotted class of the working directory": {"optimizer": None, "optimizer.class_path": "trap.Sneaky"},
+    "dots within the arguments": {"optimizer": spec("torch.optim.Adam", **{"lr.class_path": "trap.Sneaky"})},
+    "dots within the class": {"optimizer": {**ADAM, "init_args.lr": {"class_path": "trap.Sneaky"}}},
+    "dots of another argument": {"width.class_path": "trap.Sneaky"},
+    "dots within another argument": {"width": {"a.class_path": "trap.Sneaky"}},
+    "a key with a sign": {"optimizer+": "trap.Sneaky"},
+    "a key that is no text": {"width": {3: spec("trap.Sneaky")}},
+    "a file of weights": {"width": {"checkpoint_path": "trap.yaml"}},
+    "an address": {"width": {"url": "https://example.org/weights.pth"}},
     "another instantiator": {"_instantiator": "trap.call"},
 }
 
@@ -146,6 +158,14 @@ def test_no_checkpoint_makes_us_download(content) -> None:
     for name in ("hf-hub:somebody/model", "hf_hub:somebody/model", "local-dir:trap"):
         with pytest.raises(CheckpointError, match="that timm carries itself"):
             check_hyper_parameters({"model": name, "optimizer": ADAM})
+
+
+def test_a_users_own_mapping_may_have_dots_in_its_keys(trap) -> None:
+    own = {"widths": {"layer1.conv": 3}, "optimizer": ADAM}
+    assert check_hyper_parameters(own, ours=False) == own
+    for value in ({"class_path": "a.B", "x.y": 1}, {"init_args": {"x.class_path": "trap.Sneaky"}}):
+        with pytest.raises(CheckpointError, match="one name, without dots|no class of its own"):
+            check_hyper_parameters({"widths": value}, ours=False)
 
 
 def test_ordinary_hyper_parameters_stay_as_they_are(content) -> None:

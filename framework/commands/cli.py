@@ -7,6 +7,7 @@ layer takes from another is printed. LightningCLI lets the checkpoint win silent
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -157,6 +158,12 @@ class FrameworkCLI(HookedCLI):
         except (argparse.ArgumentError, ValueError, TypeError) as error:
             if ours := in_chain(error, FrameworkError):
                 raise ours from None
+            if missing := in_chain(error, ImportError):
+                built = re.findall(r"class_path '([\w.]+)'", str(error)) or ["a class of the configuration"]
+                raise ConfigError(
+                    f"{built[-1].rpartition('.')[2]}: expected its package to be installed, got "
+                    f"{str(missing).splitlines()[0]}; install it and start again"
+                ) from error
             if isinstance(error, argparse.ArgumentError) or is_parsing_error(error):
                 raise ConfigError(shorten(str(error), [], class_names(), argument_names())) from error
             raise

@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from torch.multiprocessing.spawn import ProcessExitedException
+
 from framework.errors import FrameworkError
 from framework.signals import is_consequence
 
@@ -57,6 +59,7 @@ def _explain(error: BaseException) -> str:
     text = str(error)
     for explain in (
         _of_a_rank,
+        _rank_gone,
         _waited,
         _memory,
         _misfit,
@@ -66,6 +69,7 @@ def _explain(error: BaseException) -> str:
         _checkpoint,
         _optimizer,
         _interval,
+        _monitor,
     ):
         if said := explain(error, text):
             return said
@@ -82,6 +86,16 @@ def _of_a_rank(error: BaseException, text: str) -> str | None:
     lines = [line for line in text.splitlines() if re.match(r"^[\w.]+(Error|Exception)?: ", line)]
     last = re.sub(r"^framework\.errors\.\w+: ", "", lines[-1]) if lines else text.strip().splitlines()[-1]
     return f"process {rank[1] if rank else '?'}: {_waited(RuntimeError(last), last) or last}"
+
+
+def _rank_gone(error: BaseException, text: str) -> str | None:
+    if not isinstance(error, ProcessExitedException):
+        return None
+    end = f"by signal {-error.exit_code}" if error.exit_code < 0 else f"with exit status {error.exit_code}"
+    return (
+        f"process {error.error_index}: it ended {end}, without a message\n"
+        "look at its output: code of yours that ends the process, or the system for want of memory"
+    )
 
 
 def _waited(error: BaseException, text: str) -> str | None:
@@ -172,10 +186,12 @@ def _epochs(error: BaseException, text: str) -> str | None:
 
 def _optimizer(error: BaseException, text: str) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
-    if not any(f.name in ("_build_optimizer", "configure_optimizers") for f in frames):
+    built = any(f.name in ("_build_optimizer", "configure_optimizers") for f in frames)
+    if not built and (not frames or "torch/optim/" not in frames[-1].filename.replace("\\", "/")):
         return None
     key = "lr_scheduler" if any("lr_scheduler" in f.filename for f in frames) else "optimizer"
-    return f"model.{key}: {text.splitlines()[0] if text else type(error).__name__}\ngive arguments that torch accepts"
+    said = text.splitlines()[0] if text else type(error).__name__
+    return f"model.{key}: expected arguments that torch accepts, got its {type(error).__name__}: {said}\ngive others"
 
 
 def _interval(error: BaseException, text: str) -> str | None:
@@ -186,6 +202,13 @@ def _interval(error: BaseException, text: str) -> str | None:
         f"trainer.val_check_interval: got {found[1]}, but an epoch has {found[2]} training batches\n"
         "give at most that many, a share up to 1.0, or set trainer.check_val_every_n_epoch to null to count over epochs"
     )
+
+
+def _monitor(error: BaseException, text: str) -> str | None:
+    found = re.search(r"[Ee]arly stopping conditioned on metric `(.+?)` which is not available.*following: (.*)", text)
+    if found is None:
+        return None
+    return f"trainer.callbacks: EarlyStopping.monitor: expected one of {found[2]}, got {found[1]}\nname one of these"
 
 
 def _checkpoint(error: BaseException, text: str) -> str | None:

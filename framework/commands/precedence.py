@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datamodules
+from datamodules.reading import Reading
 from framework.checkpoints import check_whole, load_checkpoint, newest_whole
 from framework.commands.yaml_files import parse, read_config
 from framework.configs import find_config, run_name
@@ -202,7 +203,8 @@ def _data_layer(
     if any(asked) or name not in datamodules.__all__:
         return {}
     arguments = inspect.signature(getattr(datamodules, name).__init__).parameters
-    known = {key: value for key, value in stored.items() if key in arguments}
+    contract = {field.name for field in dataclasses.fields(Reading)}  # no folder and no file of the checkpoint's
+    known = {key: value for key, value in stored.items() if key in contract & set(arguments)}
     if verb == "predict":
         known["eval_batch_size"] = 1  # pictures of any size
     return {"data": {"class_path": name, "init_args": known}}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from framework.checkpoints import holds_code
 from framework.errors import CheckpointError, ConfigError
 from framework.suggest import nearest_names
 
@@ -41,7 +42,7 @@ def build_network(
         )
     try:
         network = timm.create_model(model, pretrained=pretrained, num_classes=num_classes, **dict(model_args or {}))
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, LookupError, ValueError, AttributeError, OSError) as error:
         raise ConfigError(
             f"model.model_args: {model} cannot be built with {dict(model_args or {})}: {error}"
         ) from error
@@ -87,7 +88,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a broken file
-        raise CheckpointError(f"checkpoint: {path} cannot be read ({type(error).__name__}: {error})") from error
+        said = "objects of a class, whose code would run" if holds_code(error) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"checkpoint: {path} cannot be read: expected tensors, got {said}; give another file"
+        ) from error
     for key in ("model_ema", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
