@@ -11,7 +11,10 @@ from framework import provenance
 
 def environment() -> dict[str, str]:
     """Columns that say where and how a row was made."""
-    words = ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *provenance.portable(sys.argv[1:])]
+    # `python -m benchmarks.device` runs the file __main__.py of a package
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    name = program.name.removesuffix(".__main__") if program is not None else f"benchmarks.{Path(sys.argv[0]).stem}"
+    words = ["python", "-m", name, *provenance.portable(sys.argv[1:])]
     return {**provenance.environment(), "command": shlex.join(words)}
 
 
