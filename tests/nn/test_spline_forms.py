@@ -24,6 +24,7 @@ from framework.nn import (
     spline_layers,
 )
 from framework.nn.splines.bspline import dense_basis
+from framework.nn.splines.forms import FormKind
 from framework.nn.splines.int8 import Int8Conv, int8_kernels
 from framework.nn.splines.lifts import ByteLift, Shapes, TableLift, sag
 from framework.nn.splines.low_rank import compose, factorise, weighted_gram
@@ -388,6 +389,21 @@ def test_what_cannot_be_is_said() -> None:
         spline_form(nn.Conv2d(2, 3, 3), "table")
     with pytest.raises(ConfigError, match="expected a floating-point input"):
         spline_form(layer, "table")(torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("kind", ["table", "int8"])
+def test_two_entries_are_enough(kind: FormKind) -> None:
+    layer, x = made("conv", dtype=torch.float32), torch.randn(2, 4, 9, 7).clamp(-0.9, 0.9)
+    form = spline_form(layer, kind, entries=2)
+    assert bool(((form(x) - layer(x)).abs().amax((0, 2, 3)) <= form.bound * 1.001 + 1e-5).all())
+
+
+@pytest.mark.parametrize("covered", [(1.0, 1.0), (2.0, -1.0), (float("nan"), 1.0)])
+def test_a_range_that_is_none_is_named(covered: tuple[float, float]) -> None:
+    grid = SplineGrid(5)
+    shapes = Shapes(grid, torch.randn(2, grid.basis, 3, dtype=torch.float64), None)
+    with pytest.raises(ConfigError, match="covered: expected two numbers low < high, got"):
+        ByteLift(shapes, 256, covered)
 
 
 def test_forms_answer_in_the_layers_dtype_and_under_autocast() -> None:
