@@ -78,3 +78,39 @@ def faults_accepted() -> str:
         said = "; ".join(f"`{text}`" + (f" ({count})" if count > 1 else "") for text, count in rest.items())
         rows.append([str(what), str(len(group)), str(nothing.sum()), said or "-"])
     return markdown(["input", "accepted", "means the same as before", "otherwise, with what"], rows) + provenance(frame)
+
+
+@table
+def mutants() -> str:
+    """Changed lines by part of the code, and how many the tests notice."""
+    frame = read("mutants")
+    parts = {"callbacks": "callbacks", "framework/nn/splines": "spline layers", "framework": "base, ranks, resumption"}
+    frame["part"] = [
+        next(name for start, name in parts.items() if module.startswith(start)) for module in frame["module"]
+    ]
+    rows = []
+    for part, group in [*frame.groupby("part", sort=True), ("all", frame)]:
+        counts = group["outcome"].value_counts()
+        noticed = counts.get("killed", 0) + counts.get("timeout", 0)
+        survived = group[group["outcome"] == "survived"]
+        later = (survived["now"] == "killed").sum() if "now" in frame else 0
+        rows.append(
+            [str(part), str(len(group)), f"{noticed} ({noticed / len(group):.0%})", str(len(survived)), str(later)]
+        )
+    head = [
+        "part",
+        "lines changed",
+        "noticed",
+        "survived",
+        "of these noticed by the neighbourhood's tests, new ones among them",
+    ]
+    return markdown(head, rows) + provenance(frame)
+
+
+@table
+def mutants_left() -> str:
+    """The changes that still nobody notices."""
+    frame = read("mutants")
+    left = frame[(frame["outcome"] == "survived") & (frame.get("now", "") != "killed")]
+    rows = [[f"`{r['module']}`", f"`{r['before']}`", f"`{r['after']}`"] for _, r in left.iterrows()]
+    return markdown(["where", "line", "changed to"], rows) + provenance(frame)

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,13 @@ def load_exported(path: str | Path) -> nn.Module:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_archive(archive, path)
-    except (OSError, zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            broken = archive.testzip()  # torch does not look at the checksums
+    except (OSError, zipfile.BadZipFile, zlib.error, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as an exported program ({error})") from error
+    if broken is not None:
+        raise CheckpointError(
+            f"{path}: expected a file as it was written, got {broken} damaged (its checksum tells); take another"
+        )
     try:
         return torch.export.load(path).module()
     except Exception as error:  # a damaged graph fails anywhere

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -282,6 +283,18 @@ def test_a_program_that_could_run_code_is_refused_unread(attack, tmp_path, monke
     monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("it was read"))
     with pytest.raises(CheckpointError, match="could run code"):
         load_exported(rewritten(path, ATTACKS[attack]))
+
+
+def test_damaged_weights_are_noticed(tmp_path) -> None:
+    path = linear(tmp_path / "out")
+    with zipfile.ZipFile(path) as archive:
+        entry = next(e for e in archive.infolist() if "data/weights/" in e.filename and e.file_size > 8)
+        data = archive.read(entry)
+    content = path.read_bytes()
+    assert content.count(data) == 1
+    path.write_bytes(content.replace(data, bytes([data[0] ^ 1]) + data[1:]))
+    with pytest.raises(CheckpointError, match=r"got .*data/weights/.* damaged"):
+        load_exported(path)
 
 
 def test_guards_are_arithmetic_or_refused(tmp_path) -> None:
