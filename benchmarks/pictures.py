@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.common import environment
+from benchmarks.heat_maps import heat_maps
 from benchmarks.pareto import spline_pareto
 from framework.figures import filter_panel, operator_label, replacement_figure
 from framework.main import main as framework
@@ -88,6 +89,7 @@ FROM_RUNS = {
     "finola_speeds": Run("finola/quickstart", "test", "wave_speeds"),
 }
 FROM_TABLES = {
+    "korigins_contrast": Table(("korigins_contrast",), heat_maps),
     "key_filters_operators": Table(("key_filters_fits",), operators),
     "key_filters_replacement": Table(("key_filters_replacement",), mobilenetv2),
     "spline_pareto": Table(("spline_forms",), spline_pareto),
@@ -99,6 +101,8 @@ CAPTIONS = {
     "the tables of their page",
     "korigins_segmentation": "Test images of the quickstart",
     "korigins_origins": "The origins of the first layer over the quickstart, beside the intensities of the classes",
+    "korigins_contrast": "IoU over distance of the means and noise of the objects, beside it the Hellinger distance"
+    " and what the layer adds to each control; mean of the seeds",
     "kmunet_segmentation": "Test images of the quickstart",
     "kmunet_splines": "What the kernel elements have become in the quickstart, after one grid extension and pruning",
     "loe_reconstruction": "The photographs of the quickstart and what the networks say; details where most happens",

@@ -22,6 +22,7 @@ FILES = {
     "kmunet_isbi": "KM-UNet and a U-Net of equal parameters on membranes",
     "kmunet_rates": "learning rates of KM-UNet and U-Net",
     "kmunet_study": "KM-UNet, extended and pruned, beside U-Nets on nuclei",
+    "korigins_contrast": "IoU over contrast and noise (E3), with the layer and without, beside limits",
     "korigins_one_origin": "one origin between two intensities: where it ends",
     "korigins_e5": "parameter efficiency (E5) in small; nothing reaches the goal",
     "korigins_epochs": "epochs to 0.99 IoU with K-Origins, without, with controls (E1, E2)",
