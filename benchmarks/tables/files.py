@@ -5,6 +5,7 @@ from benchmarks.tables.common import RESULTS, markdown, read, table
 FILES = {
     "faults_accepted": "fuzzed inputs that were accepted: what was otherwise in each",
     "faults": "kills, signals, disks and fuzzed inputs: what became of each",
+    "mutants": "lines of the code changed one at a time: which changes the tests notice",
     "export": "exported forms of the quickstart checkpoints: difference, bytes, time, memory, score",
     "finola_linear_codes": "DCT and PCA with as many floats as the FINOLA latents",
     "finola_long": "FINOLA and a repeated vector after 6000 steps, 32 px",
