@@ -65,7 +65,17 @@ def test_wider_parameters_win(name) -> None:
     layer = build()
     x = torch.randn(shape).bfloat16()
     y = layer(x)
-    assert y.dtype == torch.float32 or name == "ScaleSpaceDepthwiseConv2d"
+    assert y.dtype == torch.float32
+    assert layer.double()(x.float()).dtype == torch.float64
+
+
+def test_a_scale_space_convolution_takes_whole_numbers_and_autocast_s_dtype() -> None:
+    layer = ScaleSpaceDepthwiseConv2d(8, 3)
+    whole = torch.arange(128).view(1, 8, 4, 4)
+    torch.testing.assert_close(layer(whole), layer(whole.float()), rtol=0, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        for x in (torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4).bfloat16()):
+            assert layer(x).dtype == torch.bfloat16
 
 
 def test_a_folded_double_convolution_takes_float32_images() -> None:

@@ -246,6 +246,18 @@ def test_refitting_is_finite_whatever_the_data(name, scale) -> None:
         torch.testing.assert_close(layer.edge_values(inside), before, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", SPLINES)
+@pytest.mark.parametrize("change", [{"grid_range": (-1.0, 1.0)}, {"grid_size": 4}], ids=["range", "cells"])
+def test_cross_moments_are_of_one_grid(name, change) -> None:
+    layer, x, _ = built(name)
+    cross = CrossMoments(layer, grid_size=4)
+    cross.add(x)
+    layer.refit_grid(**change)
+    for use in (cross.refit, lambda: cross.add(x)):
+        with pytest.raises(ConfigError, match="make CrossMoments anew after a grid change"):
+            use()
+
+
 # ---------------------------------------------------------------------- what torch's counter sees
 
 

@@ -1,6 +1,9 @@
 """The depthwise layer of operators against its kernel and the plain convolution."""
 
 import copy
+import math
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,6 +77,24 @@ def test_torch_s_own_same_and_valid_padding_are_taken_over() -> None:
         with torch.no_grad():
             conv.weight.copy_(ours.kernel())
         torch.testing.assert_close(ours(x), conv(x), rtol=1e-6, atol=1e-6)
+
+
+def test_same_padding_is_right_at_odd_sizes_in_an_exported_file(tmp_path: Path) -> None:
+    """An exported file divides towards 0, Python downwards."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    strided, x = layer(8, 3, stride=2, padding="same").eval(), torch.randn(2, 8, 8, 12)
+    axes = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    program = torch.export.export(strided, (x,), dynamic_shapes=(axes,))
+    path = tmp_path / "same.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(program, f=str(path), dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for size in ((9, 9), (8, 11), (7, 12), (10, 10)):
+        other = torch.randn(3, 8, *size)
+        (said,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+        torch.testing.assert_close(torch.from_numpy(said), strided(other).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_flow_through_same_padding() -> None:
@@ -168,6 +189,13 @@ def layer_kernel_outside(ours: ScaleSpaceDepthwiseConv2d) -> torch.Tensor:
         (
             lambda: ScaleSpaceDepthwiseConv2d.from_conv(Conv2dSame(4, 4, 3, groups=4)),
             "plain torch.nn.Conv2d, got Conv2dSame, which may pad by itself; give same_padding=True",
+        ),
+        *(
+            (
+                lambda sigma=sigma: layer(2).set_sigma(sigma),
+                f"sigma: expected a finite scale above 0 pixels, got {sigma}",
+            )
+            for sigma in (-1, 0, math.nan, math.inf)
         ),
         (lambda: layer(2, 3, padding="valid"), "padding: expected pixels, None or 'same', got 'valid'"),
         (lambda: layer(2, 3).match(torch.zeros(3, 1, 3, 3)), r"weight: expected \(2, 1, 3, 3\)"),

@@ -1,5 +1,6 @@
 """A depthwise convolution whose kernels are scale-space operators: five numbers per channel in place of k x k."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from framework.nn.filters.dictionaries import dictionary, dictionary_parameters
 from framework.nn.filters.key_filters import COUNT, difference_tables, key_filter, key_filters_at
 from framework.nn.filters.scale_space import check_odd, remove_mean
 from framework.nn.modes import Layer
+from framework.nn.precision import promoted
 
 _MIN_SIGMA = 1e-3
 
@@ -27,7 +29,8 @@ def pad_same(x: Tensor, kernel_size: _Pair, stride: _Pair, dilation: _Pair) -> T
     """
     pads: list[int] = []
     for side, size, step, spread in zip(x.shape[-2:], kernel_size, stride, dilation, strict=True):
-        total = max((-(-side // step) - 1) * step + spread * (size - 1) + 1 - side, 0)
+        # no division of a negative number: an exported file's rounds it towards 0
+        total = max(((side + step - 1) // step - 1) * step + spread * (size - 1) + 1 - side, 0)
         pads = [total // 2, total - total // 2, *pads]
     return F.pad(x, pads) if any(pads) else x
 
@@ -148,7 +151,13 @@ class ScaleSpaceDepthwiseConv2d(Layer):
 
     @torch.no_grad()
     def set_sigma(self, sigma: float) -> None:
-        """Sets all scales to one value in pixels, in place."""
+        """Sets all scales to one value in pixels, in place.
+
+        Raises:
+            ConfigError: a value that is not finite or not above 0.
+        """
+        if not 0 < sigma < math.inf:
+            raise ConfigError(f"sigma: expected a finite scale above 0 pixels, got {sigma}")
         self.raw_sigma.copy_(_inverse_softplus(torch.full_like(self.raw_sigma, sigma)))
 
     def kernel(self) -> Tensor:
@@ -165,7 +174,12 @@ class ScaleSpaceDepthwiseConv2d(Layer):
         return kernel.unsqueeze(1).to(self.scale.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W'), dtype as a convolution's."""
+        """(B, C, H, W) -> (B, C, H', W') in what torch promotes the dtypes of x and the parameters to.
+
+        Under autocast in autocast's.
+        """
+        if not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            x = promoted(x, self.scale)
         padding = self.padding
         if isinstance(padding, str):
             x, padding = pad_same(x, (self.kernel_size,) * 2, self.stride, self.dilation), 0

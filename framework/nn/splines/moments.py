@@ -133,16 +133,34 @@ class CrossMoments:
         self, layer: SplineCoefficients, grid_size: int | None = None, grid_range: tuple[float, float] | None = None
     ) -> None:
         low, high = grid_range or (layer.grid.low, layer.grid.high)
-        self.layer = layer
+        self.layer, self.source = layer, layer.grid
         size = layer.grid_size if grid_size is None else grid_size
         self.target = SplineGrid(size, layer.grid.order, low, high, layer.grid.tail)
         self.weight = 0
         self.gram_sum = torch.zeros(layer.in_channels, self.target.basis, self.target.basis, dtype=torch.float64)
         self.cross_sum = torch.zeros(layer.in_channels, self.target.basis, layer.basis, dtype=torch.float64)
 
+    def check(self) -> None:
+        """That they are those of the layer's present grid.
+
+        Raises:
+            ConfigError: its grid was changed after they were made.
+        """
+        if self.layer.grid != self.source:
+            now, then = ((g.size, g.low, g.high) for g in (self.layer.grid, self.source))
+            raise ConfigError(
+                f"moments: expected those of the layer's present grid {now}, got those of {then} (cells, low, high); "
+                "make CrossMoments anew after a grid change"
+            )
+
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
-        """Adds a layer's input."""
+        """Adds a layer's input.
+
+        Raises:
+            ConfigError: the layer's grid was changed since.
+        """
+        self.check()
         # in float64: where the data leave a cell to the even spread, rounding would weigh as much as that
         rows = self.layer.channels_last(x.detach().double()).reshape(-1, self.layer.in_channels).T
         with torch.autocast(x.device.type, enabled=False):
@@ -152,7 +170,12 @@ class CrossMoments:
             self.cross_sum += (new.transpose(1, 2) @ old).double().cpu()
 
     def refit(self) -> Tensor:
-        """Moves the layer; returns the map, (in, n', n) float64."""
+        """Moves the layer; returns the map, (in, n', n) float64.
+
+        Raises:
+            ConfigError: the layer's grid was changed since.
+        """
+        self.check()
         return self.layer.refit_grid(
             self.target.size,
             (self.target.low, self.target.high),
