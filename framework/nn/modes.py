@@ -1,10 +1,12 @@
 """How a layer is being run: by itself, or under something that follows every operation."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from framework.errors import ConfigError
 
@@ -38,3 +40,10 @@ class Layer(nn.Module):
 def has_values(tensor: Tensor) -> bool:
     """Whether a tensor has values to look at: not on the meta device, and not torch's fake tensors (torch 2.15)."""
     return not (tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
+@contextmanager
+def numbers() -> Iterator[None]:
+    """Tensors made inside hold their numbers, on the CPU: on the meta device and under FakeTensorMode too."""
+    with torch.device("cpu"), unset_fake_temporarily():
+        yield

@@ -5,7 +5,7 @@ are not enough inside (cells of a spline, states and their statistics, raw inten
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +27,25 @@ def promoted(x: Tensor, like: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, like.dtype))
 
 
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """Autocast's dtype where it is on, else None; always None on the meta device, of which torch will not be asked.
+
+    Args:
+        device_type: `torch.device.type` of what is computed.
+    """
+    on = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if on else None
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Switches autocast off; the meta device has none.
+
+    Args:
+        device_type: `torch.device.type` of what is computed.
+    """
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+
+
 @contextmanager
 def full_precision(x: Tensor) -> Iterator[None]:
     """Switch autocast off, and TF32 convolutions too on CUDA, for operations that see raw 16-bit intensities.
@@ -37,7 +56,7 @@ def full_precision(x: Tensor) -> Iterator[None]:
     Args:
         x: tensor of any shape and dtype; only its device counts.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         if not x.is_cuda:
             yield
             return

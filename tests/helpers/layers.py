@@ -28,7 +28,8 @@ class Grown(Finola):
 
 def folded(**kwargs: Any) -> nn.Module:
     """Two origins on two channels folded into a 3 x 3 convolution; `kwargs` as `nn.Module.to` takes them."""
-    return fold_korigins(KOrigins(2, [3.0, -7.0]), nn.Conv2d(6, 3, 3, padding=1)).to(**kwargs)
+    layer = fold_korigins(KOrigins(2, [3.0, -7.0]), nn.Conv2d(6, 3, 3, padding=1))
+    return layer.to(**kwargs) if kwargs else layer  # torch's own `to` fails on fake tensors
 
 
 class Chosen(nn.Module):

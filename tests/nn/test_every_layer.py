@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import framework.nn
@@ -256,6 +257,27 @@ def test_cross_moments_are_of_one_grid(name, change) -> None:
     for use in (cross.refit, lambda: cross.add(x)):
         with pytest.raises(ConfigError, match="make CrossMoments anew after a grid change"):
             use()
+
+
+# ---------------------------------------------------------------------- without values
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_made_and_run_with_torch_s_fake_tensors(name) -> None:
+    layer, x, _ = built(name)
+    expected = layer(x)
+    with FakeTensorMode():
+        fake, y, _ = built(name)
+        assert fake(y).shape == expected.shape
+    torch.testing.assert_close(built(name)[0](x), expected)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_made_and_run_on_the_meta_device(name) -> None:
+    layer, x, _ = built(name)
+    there = LAYERS[name][0](device="meta")(x.to("meta"))
+    assert there.is_meta
+    assert there.shape == layer(x).shape
 
 
 # ---------------------------------------------------------------------- what torch's counter sees

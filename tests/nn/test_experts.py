@@ -242,6 +242,8 @@ def test_bad_input_is_named() -> None:
         layer(x, torch.full((5,), 2))
     with pytest.raises(DataError, match=r"expected an index \(1, 5\), got \(1, 4\)"):
         layer(x, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(DataError, match=r"index: expected whole numbers of experts 0\.\.1, got torch.float32"):
+        layer(x, torch.zeros(5))
     with pytest.raises(DataError, match="segments cover 4 rows of 5"):
         layer(x, segments=[Segment(0, 4, 0)])
     with pytest.raises(DataError, match="do not follow row 2"):

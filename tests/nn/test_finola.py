@@ -302,11 +302,26 @@ def test_bad_arguments_are_named(arguments, message) -> None:
         ((2, 4), (0, 4), None, "size: expected"),
         ((2, 4), (4, 4), (4, 0), r"start: expected \(row, column\) inside the 4 x 4 map, got \(4, 0\)"),
         ((2, 4), (4, 4), (0, -1), "start: expected"),
+        *(((2, 4), size, None, "size: expected .*, got") for size in ((3,), (3, 3, 3), None, (2.5, 3), "ab", 3)),
+        *(((2, 4), (4, 4), start, "start: expected .*, got") for start in ((0,), (1.5, 1), "ab")),
     ],
 )
 def test_bad_input_is_named(shape, size, start, message) -> None:
     with pytest.raises(ConfigError, match=message):
         Finola(4)(torch.zeros(shape), size, start)
+
+
+@pytest.mark.parametrize(
+    ("direction", "steps", "message"),
+    [
+        ("foo", 2, "direction: expected one of right, left, down, up, got 'foo'"),
+        ("right", -1, "steps: expected a whole number of at least 0, got -1"),
+        ("up", 1.5, "steps: expected a whole number of at least 0, got 1.5"),
+    ],
+)
+def test_bad_walks_are_named(direction, steps, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Finola(4).walk(torch.zeros(2, 4), direction, steps)
 
 
 @pytest.mark.parametrize("scheme", ["separable", "wavefront"])

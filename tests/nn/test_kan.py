@@ -334,8 +334,17 @@ def test_wrong_inputs_are_named():
 def test_extension_without_room_names_the_argument_to_add():
     with pytest.raises(ConfigError, match="build the layer with max_grid_size: 10 or more"):
         KANConv2d(2, 2, 3).extend_grid()
-    with pytest.raises(ConfigError, match="factor"):
-        KANConv2d(2, 2, 3, max_grid_size=10).extend_grid(1)
+    for factor in (1, 1.5, "a", None):
+        with pytest.raises(ConfigError, match="factor: expected a whole number, at least 2, got"):
+            KANConv2d(2, 2, 3, max_grid_size=10).extend_grid(factor)
+
+
+@pytest.mark.parametrize("grid_range", [(1,), (1, 2, 3), "a", ("a", "b"), 3])
+def test_a_range_that_is_not_two_numbers_is_named(grid_range):
+    layer = KANConv2d(2, 2, 3)
+    for use in (layer.refit_grid, lambda **k: CrossMoments(layer, **k), lambda **k: KANConv2d(2, 2, 3, **k)):
+        with pytest.raises(ConfigError, match="grid_range: expected two numbers"):
+            use(grid_range=grid_range)
 
 
 def test_far_inputs_stay_finite_and_nan_is_not_hidden():

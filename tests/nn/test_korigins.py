@@ -279,3 +279,18 @@ def test_what_cannot_be_folded_is_named() -> None:
         fold_korigins(layer, nn.Conv2d(5, 4, 3))
     with pytest.raises(ConfigError, match=r"conv: expected a torch\.nn\.Conv2d to fold, got a ConvTranspose2d"):
         fold_korigins(layer, nn.ConvTranspose2d(4, 4, 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tracks", [False, True])
+def test_a_folded_convolution_takes_one_picture_as_a_convolution_does(tracks: bool) -> None:
+    torch.manual_seed(0)
+    korigins, conv = KOrigins(2, [3.0, -7.0]), nn.Conv2d(6, 3, 3, padding=1)
+    folded, x = fold_korigins(korigins, conv), 10 * torch.rand(2, 6, 7)
+    alone = torch.jit.trace(folded, (x,))(x) if tracks else folded(x)
+    torch.testing.assert_close(alone, conv(korigins(x[None]))[0], rtol=1e-4, atol=1e-4)
+
+
+def test_folding_works_on_the_meta_device() -> None:
+    folded = fold_korigins(KOrigins(2, [3.0, -7.0], device="meta"), nn.Conv2d(6, 3, 3, device="meta"))
+    assert folded.weight.is_meta
+    assert folded(torch.empty(1, 2, 9, 9, device="meta")).shape == (1, 3, 7, 7)

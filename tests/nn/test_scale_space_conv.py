@@ -197,6 +197,11 @@ def layer_kernel_outside(ours: ScaleSpaceDepthwiseConv2d) -> torch.Tensor:
             )
             for sigma in (-1, 0, math.nan, math.inf)
         ),
+        (lambda: layer(2, stride=0), "stride: expected a whole number of at least 1 or two of them, got 0"),
+        (lambda: layer(2, dilation=(1, 0)), r"dilation: expected a whole number of at least 1 or .*, got \(1, 0\)"),
+        (lambda: layer(2, padding=-1), "padding: expected a whole number of at least 0 or two of them, got -1"),
+        (lambda: layer(8, sigma=torch.ones(3)), r"sigma: expected scales of at least 0, a number, \(8,\) or \(8, 2\)"),
+        (lambda: layer(8, scale=torch.ones(3)), r"scale: expected a number or \(8,\) of them, got \(3,\)"),
         (lambda: layer(2, 3, padding="valid"), "padding: expected pixels, None or 'same', got 'valid'"),
         (lambda: layer(2, 3).match(torch.zeros(3, 1, 3, 3)), r"weight: expected \(2, 1, 3, 3\)"),
     ],

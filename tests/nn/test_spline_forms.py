@@ -367,6 +367,14 @@ def test_a_form_exports_with_dynamic_sizes(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["conv", "transposed", "linear"])
+def test_forms_take_an_empty_batch(kind: str, name: str) -> None:
+    layer, x = made(name, dtype=torch.float32), torch.randn(LAYERS[name][1])
+    form = spline_form(layer, kind, **KINDS[kind])
+    assert form(x[:0]).shape == layer(x[:0]).shape == (0, *layer(x).shape[1:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_forms_are_made_and_run_in_inference_mode(kind: str) -> None:
     layer, x = made("conv", dtype=torch.float32), torch.randn(2, 4, 9, 7)
     outside = spline_form(layer, kind, **KINDS[kind])(x)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from framework.errors import ConfigError, DataError
 from framework.nn.coordinates.segmented import as_autocast, chosen, segmented
 from framework.nn.coordinates.tiles import Tiles, batched_product, tiled_product
-from framework.nn.modes import Layer, followed
+from framework.nn.modes import Layer, followed, has_values
 
 Bias = Literal["shared", "per_expert", "none"]
 
@@ -68,7 +68,7 @@ def tile_index(coords: Tensor, multiplier: float, offset: float = 0.0) -> Tensor
     tiles = torch.floor(coords.double() * multiplier + offset)
     finite = tiles.isfinite().all(-1)
     # a look at the values would wait for an accelerator
-    if coords.device.type == "cpu" and not followed() and not bool(finite.all()):
+    if coords.device.type == "cpu" and has_values(coords) and not followed() and not bool(finite.all()):
         raise DataError("tile_index: expected finite coordinates, got NaN or infinity")
     parity = torch.where(finite[..., None], tiles, 0.0).long() % 2
     return torch.where(finite, 2 * parity[..., 0] + parity[..., 1], -1)
@@ -248,7 +248,9 @@ class ExpertLinear(Layer):
     def _unsorted(self, x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) -> Tensor:
         if index.shape != x.shape[:2]:
             raise DataError(f"ExpertLinear: expected an index {tuple(x.shape[:2])}, got {tuple(index.shape)}")
-        if followed():
+        if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+            raise DataError(f"index: expected whole numbers of experts 0..{self.num_experts - 1}, got {index.dtype}")
+        if followed() or not has_values(index):
             return chosen(x, weight, bias, index)
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.num_experts:
             found = f"{int(index.min())}..{int(index.max())}"

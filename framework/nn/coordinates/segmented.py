@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from framework.nn.modes import followed
+from framework.nn.precision import autocast_dtype
 
 #: (start, stop, expert) of rows that belong together
 Run = tuple[int, int, int]
@@ -23,8 +24,7 @@ def segmented(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Sequence
 
 def as_autocast(x: Tensor) -> Tensor:
     """x in autocast's dtype where autocast is on."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    return x.to(autocast_dtype(x.device.type) or x.dtype)
 
 
 def _sliced(x: Tensor, weight: Tensor, bias: Tensor | None, b: int, runs: Sequence[Run]) -> Tensor:

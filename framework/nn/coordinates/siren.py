@@ -10,6 +10,7 @@ from framework.errors import ConfigError
 from framework.nn.coordinates.experts import Bias, ExpertLinear, Segment
 from framework.nn.coordinates.tiles import Tiles
 from framework.nn.modes import Layer
+from framework.nn.precision import without_autocast
 
 Grid = Literal["pixel_center", "inclusive"]
 
@@ -137,6 +138,6 @@ class SineLayer(Layer):
         if not self.first:
             return torch.sin(self.linear(x, index, segments, self.w0))
         dtype = torch.promote_types(x.dtype, self.linear.weight.dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             exact = x.to(torch.promote_types(dtype, torch.float32))
             return torch.sin(self.linear(exact, index, segments, self.w0)).to(dtype)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from framework.errors import ConfigError
+from framework.nn.precision import without_autocast
 
 Difference = Literal["none", "forward", "backward", "central", "second"]
 Boundary = Literal["reflect", "zero", "exact"]
@@ -62,7 +63,7 @@ def discrete_gaussian(sigma: float | Tensor, radius: int, points: int | None = N
         points = 2 * (radius + math.ceil(max(40.0, 9.0 * largest)))
     if points <= 2 * radius:
         raise ConfigError(f"points: expected more than 2 radius = {2 * radius}, got {points}")
-    with torch.autocast(s.device.type, enabled=False):
+    with without_autocast(s.device.type):
         k = torch.arange(points, device=s.device, dtype=s.dtype)
         taps = torch.arange(-radius, radius + 1, device=s.device, dtype=s.dtype).abs()
         # sin^2 keeps the digits that cos - 1 loses near 0

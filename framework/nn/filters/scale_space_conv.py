@@ -12,8 +12,8 @@ from framework.nn.filters.banks import match_filters
 from framework.nn.filters.dictionaries import dictionary, dictionary_parameters
 from framework.nn.filters.key_filters import COUNT, difference_tables, key_filter, key_filters_at
 from framework.nn.filters.scale_space import check_odd, remove_mean
-from framework.nn.modes import Layer
-from framework.nn.precision import promoted
+from framework.nn.modes import Layer, numbers
+from framework.nn.precision import autocast_dtype, promoted, without_autocast
 
 _MIN_SIGMA = 1e-3
 
@@ -76,7 +76,8 @@ class ScaleSpaceDepthwiseConv2d(Layer):
         scale, offset: (C,) parameters, a and b.
 
     Raises:
-        ConfigError: an even kernel, operators outside 1..8, or shapes that do not belong together.
+        ConfigError: an even kernel, operators outside 1..8, a stride, padding or dilation that cannot be, or shapes
+            that do not belong together.
     """
 
     operator: Tensor
@@ -102,23 +103,15 @@ class ScaleSpaceDepthwiseConv2d(Layer):
         check_odd(kernel_size, "kernel_size")
         if channels < 1:
             raise ConfigError(f"channels: expected at least 1, got {channels}")
-        with torch.device("cpu"):  # numbers are numbers on the meta device too
-            index = torch.arange(channels) % COUNT + 1 if operators is None else torch.as_tensor(operators)
-            sigmas = torch.as_tensor(sigma, dtype=torch.get_default_dtype())
-            factors = [torch.as_tensor(value).float().expand(channels).tolist() for value in (scale, offset)]
-        if index.shape != (channels,) or index.min() < 1 or index.max() > COUNT:
-            raise ConfigError(f"operators: expected {channels} indices from 1 to 8, got {index.tolist()}")
+        self._first = _first_values(channels, operators, sigma, scale, offset)
         if isinstance(padding, str) and padding != "same":
             raise ConfigError(f"padding: expected pixels, None or 'same', got {padding!r}")
         self.channels, self.kernel_size = channels, kernel_size
-        self.stride, self.dilation = _pair(stride), _pair(dilation)
+        self.stride, self.dilation = _pixels("stride", stride, 1), _pixels("dilation", dilation, 1)
         half = kernel_size // 2
         self.padding = (self.dilation[0] * half, self.dilation[1] * half) if padding is None else padding
-        sigmas = sigmas[:, None] if sigmas.ndim == 1 else sigmas
-        if sigmas.ndim not in (0, 2) or not torch.isfinite(sigmas).all() or sigmas.min() < 0:
-            raise ConfigError(f"sigma: expected scales of at least 0, a number, (C,) or (C, 2), got {sigma}")
-        # plain numbers, so that the layer can be made on the meta device and filled later
-        self._first = (index.tolist(), _inverse_softplus(sigmas).expand(channels, 2).tolist(), *factors)
+        if self.padding != "same":
+            _pixels("padding", self.padding, 0)
         kwargs = {"device": device, "dtype": dtype}
         self.register_buffer("operator", torch.empty(channels, dtype=torch.int64, device=device))
         window = max(kernel_size, 7)
@@ -162,7 +155,7 @@ class ScaleSpaceDepthwiseConv2d(Layer):
 
     def kernel(self) -> Tensor:
         """(C, 1, k, k), what the convolution cross-correlates with; differentiable in sigma, a and b."""
-        with torch.autocast(self.raw_sigma.device.type, enabled=False):
+        with without_autocast(self.raw_sigma.device.type):
             sigma = F.softplus(self.raw_sigma.float() if self.raw_sigma.dtype.itemsize < 4 else self.raw_sigma)
             sigma = sigma + _MIN_SIGMA
             window = max(self.kernel_size, 7)
@@ -178,7 +171,7 @@ class ScaleSpaceDepthwiseConv2d(Layer):
 
         Under autocast in autocast's.
         """
-        if not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+        if autocast_dtype(x.device.type) is None or not x.is_floating_point():
             x = promoted(x, self.scale)
         padding = self.padding
         if isinstance(padding, str):
@@ -290,6 +283,40 @@ def scale_entries(size: int) -> tuple[Tensor, Tensor]:
     full = key_filter(7, scales[6, :, 0], size=window)
     entries[6] = remove_mean(full[:, cut : window - cut, cut : window - cut])
     return entries, scales.clamp_min(_MIN_SIGMA)
+
+
+def _first_values(
+    channels: int, operators: Tensor | list[int] | None, sigma: Any, scale: Any, offset: Any
+) -> tuple[list[int], list[list[float]], list[float], list[float]]:
+    """Operators, raw sigmas, a and b of every channel as plain numbers.
+
+    So the layer can be made on the meta device or under FakeTensorMode, and filled later.
+    """
+    with numbers():
+        index = torch.arange(channels) % COUNT + 1 if operators is None else torch.as_tensor(operators)
+        if index.shape != (channels,) or index.min() < 1 or index.max() > COUNT:
+            raise ConfigError(f"operators: expected {channels} indices from 1 to 8, got {index.tolist()}")
+        sigmas = torch.as_tensor(sigma, dtype=torch.get_default_dtype())
+        sigmas = sigmas[:, None] if sigmas.ndim == 1 else sigmas
+        fits = sigmas.ndim == 0 or (sigmas.ndim == 2 and sigmas.shape[0] in (1, channels) and sigmas.shape[1] in (1, 2))
+        if not fits or not torch.isfinite(sigmas).all() or sigmas.min() < 0:
+            raise ConfigError(
+                f"sigma: expected scales of at least 0, a number, ({channels},) or ({channels}, 2), got {sigma}"
+            )
+        factors = {name: torch.as_tensor(value).float() for name, value in (("scale", scale), ("offset", offset))}
+        for name, value in factors.items():
+            if tuple(value.shape) not in ((), (1,), (channels,)):
+                raise ConfigError(f"{name}: expected a number or ({channels},) of them, got {tuple(value.shape)}")
+        a, b = (value.expand(channels).tolist() for value in factors.values())
+        return index.tolist(), _inverse_softplus(sigmas).expand(channels, 2).tolist(), a, b
+
+
+def _pixels(name: str, value: Any, least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else value
+    whole = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(v, int) and v >= least for v in pair)
+    if not whole:
+        raise ConfigError(f"{name}: expected a whole number of at least {least} or two of them, got {value!r}")
+    return pair[0], pair[1]
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:

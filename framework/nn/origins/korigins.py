@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
-from framework.nn.modes import Layer, followed
+from framework.nn.modes import Layer, followed, has_values, numbers
 from framework.nn.precision import at_least_float32, full_precision
 
 
@@ -47,26 +47,10 @@ class KOrigins(Layer):
         super().__init__()
         if in_channels < 1:
             raise ConfigError(f"in_channels: expected at least 1, got {in_channels}")
-        try:
-            with torch.device("cpu"):  # numbers are numbers on the meta device too
-                weight = torch.as_tensor(weights, dtype=dtype or torch.float32).detach()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"weights: expected numbers of shape (K,) or (K, {in_channels}); they could not be read: {error}"
-            ) from error
-        shape = tuple(weight.shape)
-        if weight.dim() == 1:
-            weight = weight[:, None].expand(-1, in_channels)
-        if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != in_channels:
-            raise ConfigError(
-                f"weights: expected (K,) or (K, in_channels) = (K, {in_channels}), K at least 1, got shape {shape}"
-            )
-        if not weight.is_meta and not weight.isfinite().all():
-            raise ConfigError("weights: they hold NaN or infinite origins; give finite intensities")
+        shape, kept, self._first = _first_origins(in_channels, weights, dtype or torch.float32)
         self.in_channels = in_channels
         self.concat_input = concat_input
-        self._first: list[list[float]] | None = None if weight.is_meta else weight.tolist()
-        made = torch.empty(weight.shape, dtype=weight.dtype, device=device or _default_device(weights))
+        made = torch.empty(shape, dtype=kept, device=device or _default_device(weights))
         self.weight = nn.Parameter(made, requires_grad=trainable)
         self.reset_parameters()
 
@@ -118,6 +102,29 @@ class KOrigins(Layer):
         )
 
 
+def _first_origins(
+    in_channels: int, weights: Any, dtype: torch.dtype
+) -> tuple[torch.Size, torch.dtype, list[list[float]] | None]:
+    """Shape, dtype and numbers of the origins; None where they have no numbers."""
+    with numbers():
+        try:
+            weight = torch.as_tensor(weights, dtype=dtype).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"weights: expected numbers of shape (K,) or (K, {in_channels}); they could not be read: {error}"
+            ) from error
+        shape = tuple(weight.shape)
+        if weight.dim() == 1:
+            weight = weight[:, None].expand(-1, in_channels)
+        if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != in_channels:
+            raise ConfigError(
+                f"weights: expected (K,) or (K, in_channels) = (K, {in_channels}), K at least 1, got shape {shape}"
+            )
+        if has_values(weight) and not weight.isfinite().all():
+            raise ConfigError("weights: they hold NaN or infinite origins; give finite intensities")
+        return weight.shape, weight.dtype, weight.tolist() if has_values(weight) else None
+
+
 #: rows and columns of a map, and what is added there, (out, h, w)
 Strips = list[tuple[slice, slice, Tensor]]
 
@@ -146,11 +153,11 @@ class FoldedKOrigins(Layer):
         """Convolve.
 
         Args:
-            x: (B, N, H, W), any real dtype, raw intensities.
+            x: (B, N, H, W) or (N, H, W), any real dtype, raw intensities.
 
         Returns:
-            (B, out, H', W') in what torch promotes the dtypes of x and the convolution to; under autocast too, and
-            with 16-bit weights, everything is summed in at least float32.
+            (B, out, H', W') or (out, H', W') in what torch promotes the dtypes of x and the convolution to; under
+            autocast too, and with 16-bit weights, everything is summed in at least float32.
         """
         dtype = torch.promote_types(x.dtype, self.conv.weight.dtype)
         inner = torch.promote_types(dtype, torch.float32)
@@ -160,7 +167,7 @@ class FoldedKOrigins(Layer):
                 return self._with_ones(x.to(inner), inner).to(dtype)
             y = conv._conv_forward(x.to(inner), conv.weight.to(inner), bias.to(inner))
             for rows, columns, correction in self._border(x.shape[-2], x.shape[-1]):
-                y[:, :, rows, columns].add_(correction)
+                y[..., rows, columns].add_(correction)
         return y.to(dtype)
 
     @property
@@ -181,7 +188,7 @@ class FoldedKOrigins(Layer):
         conv, bias, taps = self.conv, cast(Tensor, self.conv.bias), self.tap_bias
         weight = torch.cat([conv.weight.to(inner), taps.to(inner).unsqueeze(1)], 1)
         rest = bias.to(inner) - taps.to(inner).sum((1, 2))
-        return conv._conv_forward(torch.cat([x, torch.ones_like(x[:, :1])], 1), weight, rest)
+        return conv._conv_forward(torch.cat([x, torch.ones_like(x[..., :1, :, :])], -3), weight, rest)
 
     def _border(self, height: int, width: int) -> Strips:
         """The same where it is not 0: row slice, column slice, (out, h, w); kept with the `tap_bias` it is of."""
@@ -272,12 +279,12 @@ def fold_korigins(korigins: KOrigins, conv: nn.Conv2d) -> FoldedKOrigins:
             f"{conv.in_channels}"
         )
     weight = conv.weight.detach()
-    kernel = weight.cpu().double().unflatten(1, (-1, korigins.in_channels))  # (out, 1 + K or K, N, kh, kw)
-    origins = korigins.weight.detach().cpu().double()
+    kernel = _exact(weight).unflatten(1, (-1, korigins.in_channels))  # (out, 1 + K or K, N, kh, kw)
+    origins = _exact(korigins.weight)
     tap_bias = -torch.einsum("okchw,kc->ohw", kernel[:, -len(origins) :], origins)
     bias = tap_bias.sum((1, 2))
     if conv.bias is not None:
-        bias = bias + conv.bias.detach().cpu().double()
+        bias = bias + _exact(conv.bias)
     folded = nn.Conv2d(
         korigins.in_channels,
         conv.out_channels,
@@ -290,6 +297,12 @@ def fold_korigins(korigins: KOrigins, conv: nn.Conv2d) -> FoldedKOrigins:
     folded.weight = nn.Parameter(kernel.sum(1).to(weight))
     folded.bias = nn.Parameter(bias.to(weight))
     return FoldedKOrigins(folded, tap_bias.to(weight)).train(conv.training)
+
+
+def _exact(parameter: Tensor) -> Tensor:
+    """In float64 on the CPU; what has no values stays on the meta device."""
+    parameter = parameter.detach()
+    return (parameter if parameter.is_meta else parameter.cpu()).double()
 
 
 def convolve_folded(x: Tensor, korigins: KOrigins, conv: nn.Conv2d) -> Tensor:

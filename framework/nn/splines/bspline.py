@@ -7,7 +7,7 @@ t_m = a + (m - p) h, m = 0 .. G + 2p. Inside [a, b] exactly p + 1 of them are no
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,19 @@ from framework.errors import ConfigError
 from framework.nn.precision import at_least_float32
 
 Tail = Literal["linear", "clamp", "zero"]
+
+
+def two_numbers(grid_range: Any) -> tuple[float, float]:
+    """A range as (low, high).
+
+    Raises:
+        ConfigError: it is not two numbers.
+    """
+    try:
+        low, high = map(float, grid_range)
+    except (TypeError, ValueError):
+        raise ConfigError(f"grid_range: expected two numbers (low, high), got {grid_range!r}") from None
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,7 @@ class SplineGrid:
     tail: Tail = "linear"
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or int(self.size) != self.size or self.size < 1:
+        if isinstance(self.size, bool | str) or int(self.size) != self.size or self.size < 1:
             raise ConfigError(f"grid_size: expected a whole number of cells, at least 1, got {self.size!r}")
         if self.order not in (1, 2, 3):
             raise ConfigError(f"spline_order: expected 1, 2 or 3, got {self.order!r}")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.nn.modes import followed
-from framework.nn.splines.bspline import SplineGrid, greville, projection_matrix, refinement_matrix
+from framework.nn.precision import without_autocast
+from framework.nn.splines.bspline import SplineGrid, greville, projection_matrix, refinement_matrix, two_numbers
 from framework.nn.splines.expansion import Route, expand
 from framework.nn.splines.low_rank import first_shapes
 from framework.nn.splines.options import SplineOptions
@@ -147,7 +148,7 @@ class SplineCoefficients(StoredCoefficients):
         Raises:
             ConfigError: a factor below 2, or no room for the new grid.
         """
-        if factor < 2:
+        if not isinstance(factor, int) or factor < 2:
             raise ConfigError(f"factor: expected a whole number, at least 2, got {factor!r}")
         target = self.grid.resized(self.grid_size * factor)
         self._check_room(target)
@@ -176,7 +177,7 @@ class SplineCoefficients(StoredCoefficients):
         Raises:
             ConfigError: a grid that cannot be, or no room for it.
         """
-        low, high = (self.grid.low, self.grid.high) if grid_range is None else map(float, grid_range)
+        low, high = (self.grid.low, self.grid.high) if grid_range is None else two_numbers(grid_range)
         size = self.grid_size if grid_size is None else grid_size
         target = SplineGrid(size, self.grid.order, low, high, self.grid.tail)
         self._check_room(target)
@@ -261,7 +262,7 @@ class SplineCoefficients(StoredCoefficients):
 
     def edge_values(self, points: Tensor) -> Tensor:
         """phi at some points: (Q,) -> (Q, out, in / groups, *kernel), at least float32, under autocast too."""
-        with torch.autocast(self.coefficients.device.type, enabled=False):
+        with without_autocast(self.coefficients.device.type):
             points = points.to(self.coefficients.device, torch.promote_types(points.dtype, self.coefficients.dtype))
             values = expand(points, self.grid, self.base, "dense")
             return torch.tensordot(values, self.edge_coefficients().to(values), dims=([-1], [0]))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from framework.nn.precision import at_least_float32
+from framework.nn.precision import at_least_float32, autocast_dtype, without_autocast
 from framework.nn.splines.bspline import SplineGrid, dense_basis
 from framework.nn.splines.operator import lift
 from framework.nn.splines.scatter import Base, scatter_gradient, scatter_values
@@ -39,9 +39,9 @@ def expand(x: Tensor, grid: SplineGrid, base: Base | None, route: Route, like: t
     """
     device = x.device.type
     dtype = torch.promote_types(x.dtype, torch.float32 if like is None else like)
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
+    if dtype != torch.float64:
+        dtype = autocast_dtype(device) or dtype
+    with without_autocast(device):
         if route == "dense":
             return _expand_dense(x, grid, base).to(dtype)
         return _Scatter.apply(x, grid, base, dtype) if route == "scatter" else lift(x, grid, base, dtype)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
+from framework.nn.precision import without_autocast
 from framework.nn.splines.bspline import SplineGrid
 from framework.nn.splines.expansion import Base
 from framework.nn.splines.int8 import Int8Conv, by_output
@@ -67,7 +68,7 @@ class SplineForm(nn.Module):
         device, dtype = x.device.type, torch.promote_types(x.dtype, self._dtype)
         if self._before is not None:
             x = F.pad(x, self._before[0], mode=self._before[1])
-        with torch.autocast(device, enabled=False):
+        with without_autocast(device):
             lifted = self.lift(x if self._linear else x.permute(0, 2, 3, 1)).flatten(-2)
         if not self._linear:
             lifted = lifted.permute(0, 3, 1, 2)

@@ -71,7 +71,13 @@ class Int8Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) or (..., C) uint8 -> (B, O, H', W') or (..., O) float32."""
-        if followed() or x.device.type != "cpu" or self.kind is nn.ConvTranspose2d or not int8_kernels():
+        if (
+            followed()
+            or x.device.type != "cpu"
+            or x.numel() == 0
+            or self.kind is nn.ConvTranspose2d
+            or not int8_kernels()
+        ):
             return self._in_floats(x)
         if self.kind is nn.Linear:
             rows = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # pixels of one picture

@@ -29,7 +29,7 @@ def read_rows(table: Tensor, index: Tensor) -> Tensor:
     if word is None:
         return torch.index_select(table, 0, index)
     found = torch.index_select(table.view(word).flatten(), 0, index)
-    return found.view(table.dtype).view(len(index), -1)
+    return found.view(table.dtype).view(len(index), table.shape[1])
 
 
 def place(x: Tensor, rate: float, start: float, last: int, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,7 +191,7 @@ class TableLift(nn.Module):
             values = sloped.add_(values.view(torch.complex64).flatten()).view(torch.float32)
         else:
             values = torch.addcmul(values, slopes, u.reshape(-1, 1))
-        return values.view(*u.shape, -1)
+        return values.view(*u.shape, self.table.shape[1])
 
 
 class ByteLift(nn.Module):
@@ -243,7 +243,7 @@ class ByteLift(nn.Module):
             t = exact * self._rate + start
             return self.table[torch.nan_to_num(t).clamp(0, self._last).long() + self.offsets]
         _, index = place(exact.detach(), self._rate, start, self._last, self.offsets)
-        return read_rows(self.table, index).view(*x.shape, -1)
+        return read_rows(self.table, index).view(*x.shape, self.width)
 
     def errors(self, shapes: Shapes) -> Tensor:
         """Bounds of |byte's value - function| in the covered range, (C or 1, R) float64."""

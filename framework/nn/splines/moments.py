@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from framework.errors import ConfigError
-from framework.nn.splines.bspline import SplineGrid, dense_basis
+from framework.nn.precision import without_autocast
+from framework.nn.splines.bspline import SplineGrid, dense_basis, two_numbers
 from framework.nn.splines.coefficients import SplineCoefficients
 
 BINS = 60
@@ -62,7 +63,7 @@ class SplineMoments:
         x = x.detach().float()
         rows = layer.channels_last(x).reshape(-1, layer.in_channels)
         # sums over thousands of pixels need more than bfloat16's 8 bits
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             values = layer.lift(rows).float()  # (N, in, n)
             by_channel = values.transpose(0, 1).contiguous()
             self.weight += len(rows)
@@ -132,7 +133,7 @@ class CrossMoments:
     def __init__(
         self, layer: SplineCoefficients, grid_size: int | None = None, grid_range: tuple[float, float] | None = None
     ) -> None:
-        low, high = grid_range or (layer.grid.low, layer.grid.high)
+        low, high = (layer.grid.low, layer.grid.high) if grid_range is None else two_numbers(grid_range)
         self.layer, self.source = layer, layer.grid
         size = layer.grid_size if grid_size is None else grid_size
         self.target = SplineGrid(size, layer.grid.order, low, high, layer.grid.tail)
@@ -163,7 +164,7 @@ class CrossMoments:
         self.check()
         # in float64: where the data leave a cell to the even spread, rounding would weigh as much as that
         rows = self.layer.channels_last(x.detach().double()).reshape(-1, self.layer.in_channels).T
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             new, old = dense_basis(rows, self.target), dense_basis(rows, self.layer.grid)
             self.weight += rows.shape[1]
             self.gram_sum += (new.transpose(1, 2) @ new).double().cpu()

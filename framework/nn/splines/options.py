@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypedDict, get_args
 
 from framework.errors import ConfigError
-from framework.nn.splines.bspline import SplineGrid, Tail
+from framework.nn.splines.bspline import SplineGrid, Tail, two_numbers
 from framework.nn.splines.expansion import Base, Implementation
 from framework.nn.splines.low_rank import check_rank
 
@@ -38,8 +38,6 @@ class SplineOptions:
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        if len(tuple(self.grid_range)) != 2:
-            raise ConfigError(f"grid_range: expected two numbers (low, high), got {self.grid_range!r}")
         if self.room < self.grid.size:
             raise ConfigError(
                 f"max_grid_size: expected at least grid_size = {self.grid_size}, got {self.max_grid_size}"
@@ -61,7 +59,7 @@ class SplineOptions:
     @property
     def grid(self) -> SplineGrid:
         """The spline space to start with."""
-        low, high = map(float, self.grid_range)
+        low, high = two_numbers(self.grid_range)
         return SplineGrid(self.grid_size, self.spline_order, low, high, self.tail)
 
     @property

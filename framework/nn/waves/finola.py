@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.nn.modes import Layer, followed
+from framework.nn.precision import autocast_dtype, without_autocast
 from framework.nn.waves.options import Compile, Rollout
 from framework.nn.waves.plain import plain_map
 from framework.nn.waves.routes import Route
@@ -44,7 +45,7 @@ class _FinolaMap(torch.autograd.Function):
         out = q.new_empty(len(q), *plan.size, q.shape[-1])
         factors = weight.to(plan.product)
         ctx.tapes = []
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device.type):
             for part in _parts(plan, q.device):
                 # chains that run together hold their states: without a backward pass, those of one path at a time
                 for path in _paths(q, checkpoint or (isinstance(part, Together) and not keep)):
@@ -60,7 +61,7 @@ class _FinolaMap(torch.autograd.Function):
         factors = weight.to(plan.product)
         grad_q, grad_weight = torch.zeros_like(q), torch.zeros_like(weight)
         kept = iter(ctx.tapes)
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device.type):
             for part in _parts(plan, q.device):
                 for path, grad_path in zip(_paths(q, ctx.checkpoint), _paths(grad_q, ctx.checkpoint), strict=True):
                     # copied lists: the tensors stay for a second backward with retain_graph
@@ -76,13 +77,28 @@ def _twice(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of q and weight as functions that are differentiable in turn: those of the plain form."""
     wanted = [t for t, need in zip((q, weight), needs, strict=False) if need]
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         grads = iter(torch.autograd.grad(plain_map(q, weight, plan), wanted, g, create_graph=True))
     return next(grads) if needs[0] else None, next(grads) if needs[1] else None
 
 
 def _paths(q: Tensor, one_by_one: bool) -> Sequence[Tensor]:
     return q.split(1, 1) if one_by_one else (q,)
+
+
+def _two(expected: str, pair: Any) -> tuple[int, int]:
+    try:
+        first, second = pair
+    except (TypeError, ValueError):
+        raise ConfigError(f"{expected}, got {pair!r}") from None
+    if not (_whole(first) and _whole(second)):
+        raise ConfigError(f"{expected}, got {pair!r}")
+    return first, second
+
+
+def _whole(value: Any) -> bool:
+    """Not a fraction, a word or nothing; an exporter's and a tracer's sizes are types of their own."""
+    return value is not None and not isinstance(value, (float, str))
 
 
 class Finola(Layer):
@@ -180,19 +196,21 @@ class Finola(Layer):
                 f"q: expected (B, {self.channels}) or (B, M, {self.channels}), M at least 1, got {tuple(q.shape)}; "
                 "latents of a model with other channels do not fit this one"
             )
-        height, width = size
+        height, width = _two("size: expected (H, W) of at least (1, 1)", size)
         if height < 1 or width < 1:
             raise ConfigError(f"size: expected (H, W) of at least (1, 1), got {tuple(size)}")
-        row, col = (height // 2, width // 2) if start is None else start
+        middle = (height // 2, width // 2)
+        inside = f"start: expected (row, column) inside the {height} x {width} map"
+        row, col = middle if start is None else _two(inside, start)
         if not (0 <= row < height and 0 <= col < width):
-            raise ConfigError(f"start: expected (row, column) inside the {height} x {width} map, got {(row, col)}")
+            raise ConfigError(f"{inside}, got {(row, col)}")
         device = q.device.type
         dtype = torch.promote_types(q.dtype, self.weight.dtype)
         state = torch.promote_types(dtype, torch.float32)
-        product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        product = autocast_dtype(device) or dtype
         regional = self.__dict__.get("regional", False)  # a layer pickled before there was a choice has none
         plan = Plan((height, width), (row, col), self.scheme, self.normalize, self.eps, product, regional)
-        with torch.autocast(device, enabled=False):
+        with without_autocast(device):
             paths = q.to(state)
             paths = (paths if q.dim() == 3 else paths.unsqueeze(1)).contiguous()
             # inside a Function gradients are always off, so it is told whether there will be a backward
@@ -213,7 +231,14 @@ class Finola(Layer):
 
         Returns:
             (..., C) in what torch promotes the dtypes of z and the matrices to, 16-bit ones at the end.
+
+        Raises:
+            ConfigError: an unknown direction, or a number of steps that is not whole or below 0.
         """
+        if direction not in DIRECTIONS:
+            raise ConfigError(f"direction: expected one of {', '.join(DIRECTIONS)}, got {direction!r}")
+        if not _whole(steps) or steps < 0:
+            raise ConfigError(f"steps: expected a whole number of at least 0, got {steps!r}")
         matrix = self.directional()[DIRECTIONS.index(direction)]
         dtype = torch.promote_types(z.dtype, matrix.dtype)
         if z.numel() == 0:
