@@ -195,7 +195,7 @@ def again(out: Path) -> None:
             lines = [line.replace(row["before"], row["after"], 1) for line in source.splitlines(keepends=True)]
             if source.count(row["before"]) == 1 and len(row["before"]) < LONGEST:
                 wider = next(tests for start, tests in WIDER.items() if row["module"].startswith(start))
-                row["now"], _ = run(row["module"], "".join(lines), [*TESTS[row["module"]], *wider], 900)
+                row["now"], _ = run(row["module"], "".join(lines), [*wider, *TESTS[row["module"]]], 900)
                 print(f"{row['now']:9} {row['module']}  {row['after']}", flush=True)
     with out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
