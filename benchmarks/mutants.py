@@ -191,9 +191,10 @@ def again(out: Path) -> None:
         row.setdefault("now", "")
         if row["outcome"] == "survived" and row["now"] in ("", "survived"):
             source = (ROOT / row["module"]).read_text(encoding="utf-8")
-            # the line may have moved since
-            lines = [line.replace(row["before"], row["after"], 1) for line in source.splitlines(keepends=True)]
-            if source.count(row["before"]) == 1 and len(row["before"]) < LONGEST:
+            lines = source.splitlines(keepends=True)
+            at = int(row["place"].partition(":")[0]) - 1
+            if lines[at].strip() == row["before"]:  # else the file has changed since
+                lines[at] = lines[at].replace(row["before"], row["after"])
                 wider = next(tests for start, tests in WIDER.items() if row["module"].startswith(start))
                 row["now"], _ = run(row["module"], "".join(lines), [*wider, *TESTS[row["module"]]], 900)
                 print(f"{row['now']:9} {row['module']}  {row['after']}", flush=True)
