@@ -23,6 +23,7 @@ FILES = {
     "kmunet_isbi": "KM-UNet and a U-Net of equal parameters on membranes",
     "kmunet_rates": "learning rates of KM-UNet and U-Net",
     "kmunet_study": "KM-UNet, extended and pruned, beside U-Nets on nuclei",
+    "korigins_colours": "several intensities and colours, squares and circles (E4), with the layer and without",
     "korigins_contrast": "IoU over contrast and noise (E3), with the layer and without, beside limits",
     "korigins_one_origin": "one origin between two intensities: where it ends",
     "korigins_e5": "parameter efficiency (E5) in small; nothing reaches the goal",

@@ -1,4 +1,4 @@
-"""Tables of docs/korigins.md that come from real nuclei: exposure and normalisation, and the number of origins."""
+"""Tables of docs/korigins.md from real nuclei, and of the number of origins, for when their studies have been run."""
 
 import pandas as pd
 
@@ -54,4 +54,18 @@ def korigins_how_many_real() -> str:
         row = [str(count), str(deeper), group["parameters"].iloc[0]]
         rows.append([*row, spread(group["iou"]), spread(group["f1"]), seconds])
     header = ["K, first level", "K, deeper levels", "parameters", "test IoU", "F1 at IoU 0.5", "processor seconds"]
+    return markdown(header, rows) + provenance(frame)
+
+
+@table
+def korigins_how_many() -> str:
+    """IoU, parameters and time by number of origins."""
+    frame = read("korigins_how_many")
+    rows = []
+    for (count, deeper), group in frame.groupby(["model.first_origins", "deeper"], sort=False):
+        seconds = spread(pd.to_numeric(group["cpu_s"]), 0)
+        rows.append([str(count), str(deeper), group["parameters"].iloc[0], spread(group["iou"]),
+                     ", ".join(group.sort_values("seed")["epochs_to_goal"]), seconds])  # fmt: skip
+    header = ["K, first level", "K, deeper levels", "parameters", "test IoU", "epochs to 0.99 IoU, one per seed",
+              "processor seconds"]  # fmt: skip
     return markdown(header, rows) + provenance(frame)

@@ -1,4 +1,4 @@
-"""The table of docs/korigins.md that stands below its heat maps (E3)."""
+"""Tables of docs/korigins.md that come from its larger studies: contrast (E3), colours (E4)."""
 
 from benchmarks.heat_maps import correlation
 from benchmarks.tables.common import markdown, provenance, read, spread, table
@@ -25,4 +25,16 @@ def korigins_contrast() -> str:
             row.append(f"{value:.2f} [{low:.2f}, {high:.2f}]")
         rows.append(row)
     header = ["network", "parameters", "IoU over the grid", "pixel accuracy", *EXPLAINED_BY.values()]
+    return markdown(header, rows) + provenance(frame)
+
+
+@table
+def korigins_colours() -> str:
+    """IoU on several intensities and colours, squares and circles."""
+    frame = read("korigins_colours")
+    rows = []
+    for (data, shape), group in frame.groupby(["data", "data.shape_kind"], sort=False):
+        row = [str(data), str(shape), group["hellinger"].iloc[0]]
+        rows.append([*row, *(spread(group[group["network"] == name]["iou"], 2) for name in NETWORKS)])
+    header = ["data", "shapes", "H of the closest pair", *(f"{name}: IoU" for name in NETWORKS)]
     return markdown(header, rows) + provenance(frame)
