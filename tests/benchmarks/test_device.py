@@ -100,6 +100,106 @@ def test_with_the_pack_the_checkout_is_below_64_mib() -> None:
     assert size < 24 * 2**20  # the pack is below 40
 
 
-def test_an_unknown_verb_is_refused() -> None:
-    with pytest.raises(SystemExit):
-        main(["measure"])
+def refusal(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    """The one line behind argparse's usage."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    assert ended.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("python -m benchmarks.device: error: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("measure", "invalid choice: 'measure'"),
+        ("pack", "pack: expected --out with the archive to write, got none"),
+        ("pack kodak --out d.tar", "pack: expected no name, got kodak"),
+        ("pack --data nowhere --out d.tar", "--data: expected the folder of the data, got nowhere, which is not there"),
+        ("pack --data empty --out d.tar", "kodak/MD5SUMS.txt"),
+        ("merge", "merge: expected the folder of a run or its .tar.gz, got nothing"),
+        ("merge nowhere", "got nowhere, which is not there"),
+        ("--merge nowhere", "got nowhere, which is not there"),
+        ("merge empty", "expected the CSV files of a run, got empty, which holds none"),
+        ("merge notgz.tar.gz", "expected a folder or a tar archive, got notgz.tar.gz"),
+        ("run --merge empty", "--merge: expected no verb beside it, got run"),
+        ("run finola", "run: expected no name, got finola"),
+        ("step --out rows", "step: expected steps of ceilings, tests_fp32, "),
+        ("step nosuch --out rows", "fits, traces, got nosuch"),
+        ("step finola", "step: expected --out with the folder of the CSV files, got none"),
+        ("--only nosuch finola", "--only: expected steps of ceilings, tests_fp32, "),
+        ("--only nosuch", "fits, traces, got nosuch"),
+        ("--only", "expected at least one argument"),
+        ("--minutes -1", "--minutes: expected more than 5 seconds, in minutes, got -1"),
+        ("--minutes nan", "got nan"),
+        ("--minutes 0.08", "got 0.08"),
+        ("--out notgz.tar.gz", "--out: expected a folder to write into, got notgz.tar.gz, which is a file"),
+        ("--out notgz.tar.gz/rows", "--out: expected a folder to write into, got notgz.tar.gz/rows"),
+        ("step finola --out notgz.tar.gz", "--out: expected a folder to write into, got notgz.tar.gz"),
+        ("--out rows --data notgz.tar.gz", "--data: expected a folder or a tar archive, got notgz.tar.gz"),
+        ("--bundle empty", "--bundle: expected an archive"),
+        ("--bundle nowhere/rows.tar.gz", "in nowhere, which is not there"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_message(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notgz.tar.gz").write_bytes(b"no archive")
+    assert said in refusal(capsys, *words.split())
+    assert not (tmp_path / "d.tar").exists()
+    assert not (tmp_path / "results").exists()
+
+
+GOOD = b"form,ms,hardware,torch\nseparable,1,H100,2.11\n"
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (b"\x89PNG\xff\xfe\x00", "expected a CSV file in UTF-8"),
+        (b"form,ms\nseparable,1\n", "expected rows with hardware and torch, got columns 'form', 'ms'"),
+        (b"hardware,torch\nH100,2.11,3\n", "(more cells than names)"),
+        (b"form,hardware,torch\nseparable,H100\n", "expected rows with hardware and torch"),
+    ],
+)
+@pytest.mark.parametrize("bundled", [False, True])
+def test_a_table_that_cannot_be_read_changes_no_other(
+    bad: bytes, said: str, bundled: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = tmp_path / "rows"
+    given.mkdir()
+    (given / "finola.csv").write_bytes(GOOD)
+    (given / "splines.csv").write_bytes(bad)
+    if bundled:
+        given = tmp_path / "rows.tar.gz"
+        with tarfile.open(given, "w:gz") as archive:
+            archive.add(tmp_path / "rows", ".")
+    line = refusal(capsys, "merge", given, "--out", tmp_path / "results")
+    assert said in line
+    assert str(given / "splines.csv") in line
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_archive_that_was_cut_short_or_a_results_folder_that_is_a_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "finola.csv").write_bytes(GOOD)
+    whole, cut = tmp_path / "whole.tar.gz", tmp_path / "cut.tar.gz"
+    with tarfile.open(whole, "w:gz") as archive:
+        archive.add(tmp_path / "rows", ".")
+    cut.write_bytes(whole.read_bytes()[:60])
+    assert f"got {cut}" in refusal(capsys, "merge", cut, "--out", tmp_path / "results")
+    assert "--out: expected a folder" in refusal(capsys, "merge", tmp_path / "rows", "--out", whole)
+
+
+def test_merge_has_two_spellings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "finola.csv").write_bytes(GOOD)
+    for out, words in (("a", ["merge"]), ("b", ["--merge"])):
+        assert main([*words, str(tmp_path / "rows"), "--out", str(tmp_path / out)]) == 0
+        assert capsys.readouterr().out.split() == [str(tmp_path / out / "device_finola.csv")]
+    assert rows(tmp_path / "a" / "device_finola.csv") == rows(tmp_path / "b" / "device_finola.csv")
