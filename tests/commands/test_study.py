@@ -270,9 +270,8 @@ def test_every_shipped_study_names_what_there_is(name: str) -> None:
         if function is not None:
             assert callable(named(function))
     if study.rows is not None:
-        parameters = inspect.signature(named(study.rows)).parameters
-        needed = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
-        assert all(needed <= set(cell.arguments) <= set(parameters) for cell in study.cells)
+        for cell in study.cells:
+            inspect.signature(named(study.rows)).bind(**cell.arguments)  # a TypeError names what does not fit
 
 
 def test_the_best_checkpoint_of_a_resumed_run_is_the_best_of_its_parts(tmp_path: Path) -> None:
