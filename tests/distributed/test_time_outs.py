@@ -24,6 +24,7 @@ WORDS = ["fit", *small("trainer.max_epochs"), *QUIET, "--trainer.max_epochs=50",
 TEN_SECONDS = ["--trainer.strategy=DDPStrategy", "--trainer.strategy.timeout=0:00:10"]
 
 
+@pytest.mark.slow
 def test_a_rank_that_stalls_ends_the_others_at_the_stated_time() -> None:
     with room() as folder:
         words = ["--trainer.devices=2", "--trainer.strategy.start_method=fork",
@@ -83,6 +84,7 @@ def test_a_failure_on_one_rank_is_one_message_that_names_it(words, said) -> None
     assert "Traceback" not in ended.said
 
 
+@pytest.mark.slow
 def test_torchrun_starts_killed_ranks_again_where_they_were() -> None:
     with room() as folder:
         words = [*WORDS, "--trainer.callbacks+=benchmarks.faults.ranks.Ranks"]
