@@ -16,7 +16,7 @@ from datamodules.segmentation_data import SegmentationFiles
 from framework.metrics import Matches, match_objects
 from models.segmenter import SegmentationMethod
 
-#: factors on the test pictures' raw intensities; a training range of [0.316, 3.16] has seen the three in the middle
+#: factors on the test pictures' raw intensities; a training range of [0.3, 3] has seen the three in the middle
 EXPOSURES = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 #: found objects of fewer pixels are left out: specks, which the truth of these files hardly has

@@ -19,6 +19,7 @@ from framework.commands.precedence import layer_arguments
 from framework.commands.yaml_files import MAX_DEPTH, parse
 from framework.errors import ConfigError, FrameworkError
 from framework.main import shown
+from framework.signals import status_of
 from tests.conftest import TINY
 
 FIT = ["fit", *TINY, "--trainer.fast_dev_run=1"]
@@ -222,6 +223,12 @@ def test_arguments_that_fail_after_a_while(see, words, expected) -> None:
     assert status == 2
     assert is_short(said)
     assert expected in said, said
+
+
+@pytest.mark.parametrize(("code", "status"), [(7, 7), (-9, 2), (130, 130)])
+def test_the_status_is_that_of_a_rank_that_ended_by_itself(code: int, status: int) -> None:
+    assert status_of(ProcessExitedException("", error_index=1, error_pid=9, exit_code=code)) == status
+    assert status_of(RuntimeError()) == 2
 
 
 def test_debug_lets_the_traceback_through(run) -> None:

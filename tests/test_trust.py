@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from framework.commands.precedence import _data_layer
 from framework.errors import CheckpointError
 from framework.main import main
 from framework.trust import DEEPEST, MOST, check_hyper_parameters
@@ -181,10 +182,18 @@ class Runs:
 
 def test_a_pickle_inside_is_not_run_either(run, trap, content) -> None:
     torch.save({**content, "more": Runs()}, "bad.ckpt") if Path("bad.ckpt").parent.exists() else None
-    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"cannot be read as a checkpoint: .* whose code would run"):
         run("test", *TINY, "--trainer.logger=false", "--ckpt_path", "bad.ckpt")
     assert_nothing_ran(trap)
     assert pickle.dumps(Runs())
+
+
+def test_a_checkpoint_names_no_folder_and_no_file_of_the_data(trap, content) -> None:
+    stored = {"class_path": "datamodules.segmentation.SegmentationDataModule", "normalize": "none", "root": "/etc",
+              "split_file": "passwd", "predict_images": "/etc", "num_workers": 9}  # fmt: skip
+    torch.save({**content, "preprocessing": stored}, trap / "data.ckpt")
+    layer = _data_layer(trap / "data.ckpt", [], [], "test")
+    assert layer == {"data": {"class_path": "SegmentationDataModule", "init_args": {"normalize": "none"}}}
 
 
 # ---------------------------------------------------------------------- files that hang or fill memory
