@@ -1,5 +1,7 @@
 """Tables of docs/korigins.md from real nuclei, and of the number of origins, for when their studies have been run."""
 
+from collections.abc import Callable
+
 import pandas as pd
 
 from benchmarks.microscopy import EXPOSURES
@@ -44,28 +46,29 @@ def korigins_microscopy_dsb() -> str:
     return of_nuclei("korigins_microscopy_dsb", "DSB 2018")
 
 
-@table
-def korigins_how_many_real() -> str:
-    """IoU, parameters and time by number of origins on 16-bit nuclei."""
-    frame = read("korigins_how_many_real")
+def by_count(name: str, title: str, reached: Callable[[pd.DataFrame], str]) -> str:
+    """One row per number of origins: parameters, IoU, one more figure of its own, time."""
+    frame = read(name)
     rows = []
     for (count, deeper), group in frame.groupby(["model.first_origins", "deeper"], sort=False):
         seconds = spread(pd.to_numeric(group["cpu_s"]), 0)
         row = [str(count), str(deeper), group["parameters"].iloc[0]]
-        rows.append([*row, spread(group["iou"]), spread(group["f1"]), seconds])
-    header = ["K, first level", "K, deeper levels", "parameters", "test IoU", "F1 at IoU 0.5", "processor seconds"]
+        rows.append([*row, spread(group["iou"]), reached(group), seconds])
+    header = ["K, first level", "K, deeper levels", "parameters", "test IoU", title, "processor seconds"]
     return markdown(header, rows) + provenance(frame)
 
 
 @table
+def korigins_how_many_real() -> str:
+    """By number of origins on 16-bit nuclei."""
+    return by_count("korigins_how_many_real", "F1 at IoU 0.5", lambda group: spread(group["f1"]))
+
+
+@table
 def korigins_how_many() -> str:
-    """IoU, parameters and time by number of origins."""
-    frame = read("korigins_how_many")
-    rows = []
-    for (count, deeper), group in frame.groupby(["model.first_origins", "deeper"], sort=False):
-        seconds = spread(pd.to_numeric(group["cpu_s"]), 0)
-        rows.append([str(count), str(deeper), group["parameters"].iloc[0], spread(group["iou"]),
-                     ", ".join(group.sort_values("seed")["epochs_to_goal"]), seconds])  # fmt: skip
-    header = ["K, first level", "K, deeper levels", "parameters", "test IoU", "epochs to 0.99 IoU, one per seed",
-              "processor seconds"]  # fmt: skip
-    return markdown(header, rows) + provenance(frame)
+    """By number of origins on squares."""
+
+    def epochs(group: pd.DataFrame) -> str:
+        return ", ".join(group.sort_values("seed")["epochs_to_goal"])
+
+    return by_count("korigins_how_many", "epochs to 0.99 IoU, one per seed", epochs)
