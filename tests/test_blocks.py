@@ -27,6 +27,13 @@ def classes_of(seed: int, shape: tuple[int, int], scale: float) -> np.ndarray:
     return np.select([noise > 0.7, noise > 0.3], [1, 2], 0).astype(np.uint8)
 
 
+def within_reach(classes: np.ndarray) -> np.ndarray:
+    """The same without borders that lie farther from every inside, along the border, than blocks look beyond them."""
+    inside = classes == 1
+    near = ndimage.binary_dilation(inside, iterations=module.MARGIN - 1, mask=classes > 0)
+    return np.where(near, classes, 0).astype(np.uint8)
+
+
 def in_blocks(classes: np.ndarray) -> np.ndarray:
     size = classes.shape[0], classes.shape[1]
     objects = label_objects(ArrayPlane(classes), size, ArrayPlane(np.zeros(size, np.uint32)), FROM_BORDER)
@@ -40,8 +47,18 @@ def in_blocks(classes: np.ndarray) -> np.ndarray:
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), scale=st.sampled_from([0.8, 1.5, 3.0]), height=st.integers(1, 70))
 def test_objects_are_those_of_the_whole(seed: int, scale: float, height: int) -> None:
-    classes = classes_of(seed, (height, 53), scale)
+    classes = within_reach(classes_of(seed, (height, 53), scale))
     assert np.array_equal(in_blocks(classes), objects_of(classes))
+
+
+def test_a_border_beyond_reach_costs_its_own_pixels_and_no_object() -> None:
+    classes = np.zeros((1, 53), np.uint8)
+    classes[0, 4:8], classes[0, 8:40], classes[0, 48:] = 1, 2, 1  # 32 pixels of border, of which blocks see 12
+    found, whole = in_blocks(classes), objects_of(classes)
+    assert found.max() == whole.max() == 2
+    assert np.array_equal(found[classes != 2], whole[classes != 2])
+    assert set(np.unique(found[found != whole])) == {0}
+    assert np.array_equal(found[0, :20], whole[0, :20])
 
 
 def test_an_object_through_many_blocks_is_one() -> None:
