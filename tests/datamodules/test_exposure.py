@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from skimage import measure
 
 from datamodules import SegmentationDataModule
@@ -211,3 +211,32 @@ def test_a_window_of_a_merged_mask_has_the_objects_of_the_whole(tmp_path) -> Non
 def test_connected_needs_instances(folder) -> None:
     with pytest.raises(ConfigError, match=r"data\.connected: expected data\.masks_are: instances .*, got classes"):
         raw(folder, connected=True)
+
+
+class Seen(Callback):
+    """Writes the picture of every sample that a rank trains on: epoch, index, sum of its intensities."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        with (self.folder / f"seen{trainer.global_rank}.txt").open("a") as file:
+            for index, image in zip(batch["index"], batch["image"], strict=True):
+                file.write(f"{trainer.current_epoch} {int(index)} {float(image.double().sum())}\n")
+
+
+def test_two_processes_expose_as_one_does(folder, tmp_path) -> None:
+    """Every picture of every epoch has the same factor, whichever rank it falls to."""
+    lines = []
+    for name, words in (("alone", {}), ("pair", {"strategy": "ddp_fork"})):
+        (out := tmp_path / name).mkdir()
+        data = raw(folder, exposure=[0.1, 10.0], batch_size=1, seed=2)
+        trainer = Trainer(
+            accelerator="cpu", devices=len(words) + 1, max_epochs=2, default_root_dir=out, callbacks=[Seen(out)], **words
+        )
+        trainer.fit(KMUNet(width=2, stages=1), data)
+        ranks = [path.read_text().splitlines() for path in sorted(out.glob("seen*.txt"))]
+        assert len(ranks) == len(words) + 1
+        lines.append(sorted(line for rank in ranks for line in rank))
+    assert len(lines[0]) == 12
+    assert lines[0] == lines[1]
