@@ -89,8 +89,14 @@ def difference(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     return {"largest_difference": largest, "share": largest / scale if scale else largest}
 
 
-def check(form: InferenceForm, rows: Sequence[Mapping[str, Any]], precision: Precision, dynamic: bool) -> None:
+def check(form: InferenceForm, rows: Sequence[Mapping[str, Any]], precision: Precision, traced: bool) -> None:
     """Refuses a file that is not what the method is.
+
+    Args:
+        form: what was written.
+        rows: of `compared`.
+        precision: of the file.
+        traced: it was followed at one size and is to hold at all of them.
 
     Raises:
         ConfigError: it differs by more than its precision explains, at the sizes that it was not followed at or at all.
@@ -99,11 +105,15 @@ def check(form: InferenceForm, rows: Sequence[Mapping[str, Any]], precision: Pre
         return
     for row in rows:
         if not row["share"] <= ALLOWED[precision]:  # NaN too
-            why = "it was followed at another size, which it kept; " if dynamic else ""
+            if traced:
+                advice = "it was followed at another size, which it kept; take --format pt2 or onnx, or --no-dynamic"
+            elif precision != "fp32":
+                advice = f"the method needs more digits than {precision} has; take --precision fp32"
+            else:
+                advice = "what was written computes something else; take another --format"
             raise ConfigError(
-                f"export: {form.name} is off by {row['share']:.2g} of the largest value at {row['sizes']} (at most "
-                f"{ALLOWED[precision]:g} is right in {precision}); {why}take --format pt2 or onnx, "
-                "or --no-dynamic"
+                f"export: expected {form.name} within {ALLOWED[precision]:g} of the largest value in {precision}, got "
+                f"{row['share']:.2g} at {row['sizes']}; {advice}"
             )
 
 

@@ -232,7 +232,12 @@ def test_two_processes_expose_as_one_does(folder, tmp_path) -> None:
         (out := tmp_path / name).mkdir()
         data = raw(folder, exposure=[0.1, 10.0], batch_size=1, seed=2)
         trainer = Trainer(
-            accelerator="cpu", devices=len(words) + 1, max_epochs=2, default_root_dir=out, callbacks=[Seen(out)], **words
+            accelerator="cpu",
+            devices=len(words) + 1,
+            max_epochs=2,
+            default_root_dir=out,
+            callbacks=[Seen(out)],
+            **words,
         )
         trainer.fit(KMUNet(width=2, stages=1), data)
         ranks = [path.read_text().splitlines() for path in sorted(out.glob("seen*.txt"))]

@@ -14,7 +14,7 @@ from torch import nn
 
 import framework
 from framework.deploy import Axis, InferenceForm, Port, forms_of, load_exported
-from framework.deploy.running import opened
+from framework.deploy.running import check, opened
 from framework.errors import CheckpointError, ConfigError
 from framework.main import main, shown
 from framework.nn import KANConv2d, ScaleSpaceDepthwiseConv2d
@@ -316,3 +316,20 @@ def test_a_file_of_another_kind_is_named(tmp_path) -> None:
 def test_ports_draw_what_they_say() -> None:
     port = Port("x", (Axis("batch"), Axis("height", 8, 4), Axis("width", fixed=6)), -1, 1, "")
     assert port.draw({"batch": 3, "height": 9}, torch.Generator()).shape == (3, 12, 6)
+
+
+@pytest.mark.parametrize(
+    ("precision", "traced", "advice"),
+    [
+        ("fp32", True, "followed at another size, which it kept; take --format pt2 or onnx, or --no-dynamic"),
+        ("bf16", True, "followed at another size, which it kept; take --format pt2 or onnx, or --no-dynamic"),
+        ("bf16", False, "the method needs more digits than bf16 has; take --precision fp32"),
+        ("fp32", False, "what was written computes something else; take another --format"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_with_its_own_reason(precision, traced, advice) -> None:
+    form = forms_of(method("master_key"))[0]
+    rows = [{"sizes": {"batch": 2}, "share": 1e-6}, {"sizes": {"batch": 1}, "share": 0.14}]
+    with pytest.raises(ConfigError, match=rf"expected .* in {precision}, got 0\.14 at .*batch.*; .*{advice}"):
+        check(form, rows, precision, traced)
+    check(form, rows[:1], precision, traced)
