@@ -9,6 +9,7 @@ A row is the median over the rounds of the ratio of their processor times, and t
 
 import argparse
 import io
+import os
 import random
 import statistics
 import subprocess
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+#: the allocator keeps what it was given: whether it maps a block anew depends on what came before, not on the layer
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 NAMES = [
     "KANLinear", "KANLinear silu", "KANConv2d", "KANConv2d silu", "KANConv2d recompute", "SineLayer",
     "ExpertLinear", "Finola",
@@ -86,7 +89,12 @@ class Server:
         folders = [str(folder), str(ROOT)]  # the packages of the revision, this program
         code = f"import sys; sys.path[:0] = {folders!r}; from benchmarks.{Path(__file__).stem} import serve; serve()"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env=os.environ | ALLOCATOR,
         )
 
     def seconds(self, name: str, repeats: int) -> float:
