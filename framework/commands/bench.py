@@ -184,13 +184,13 @@ def _score(config: str | None, form: InferenceForm, run: Callable[..., np.ndarra
         return None
     from torchmetrics.classification import MulticlassAccuracy
 
-    from framework.commands.export import batches_of
+    from framework.commands.export import loader_of
     from framework.metrics import overlap_metrics
 
     classes = len(form.classes)
     maps = len(form.output.axes) == 4
     metric: Any = overlap_metrics(classes)["dice"] if maps else MulticlassAccuracy(classes, average="micro")
-    for batch in batches_of(config, "test"):
+    for batch in loader_of(config, "test"):
         found = torch.from_numpy(np.ascontiguousarray(run(batch["image"].numpy()))).argmax(1)
         metric.update(found, batch["mask" if maps else "label"])
     return float(metric.compute())

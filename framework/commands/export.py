@@ -117,25 +117,27 @@ def data_module(config: str) -> Any:
     return parser.instantiate_classes(parser.parse_object({"data": data})).data
 
 
-def batches_of(config: str, split: str, limit: int | None = None) -> Iterator[dict[str, Any]]:
-    """Batches of a configuration's data, without a Trainer.
+def loader_of(config: str, split: str) -> Any:
+    """A loader of a configuration's data, without a Trainer; None for an empty validation split.
 
     Args:
         config: as `data_module` takes it.
         split: `val` or `test`.
-        limit: at most so many.
     """
     data = data_module(config)
     data.prepare_data()
     data.setup({"val": "validate"}.get(split, split))
-    loader = data.val_dataloader() if split == "val" else data.test_dataloader()
-    for number, batch in enumerate(loader):
-        if limit is not None and number >= limit:
-            return
-        yield batch
+    return (data.val_dataloader() if split == "val" else data.test_dataloader()) or None
 
 
 def inputs_of(config: str) -> Iterator[list[np.ndarray]]:
-    """A few batches of pictures, as a file takes them, from the validation split."""
-    for batch in batches_of(config, "val", CALIBRATION_BATCHES):
-        yield [batch["image"].numpy()]
+    """A few batches of pictures, as a file takes them, from all over the validation split."""
+    from framework.data import spread
+
+    loader = loader_of(config, "val")
+    if loader is None:
+        return
+    dataset, size = loader.dataset, loader.batch_size
+    indices = spread(len(dataset), CALIBRATION_BATCHES * size)
+    for start in range(0, len(indices), size):
+        yield [loader.collate_fn([dataset[i] for i in indices[start : start + size]])["image"].numpy()]

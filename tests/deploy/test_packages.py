@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import framework
+from framework.commands.export import inputs_of
 from framework.deploy import forms_of
 from framework.errors import ConfigError
 from tests.deploy.test_export import OLD
@@ -56,3 +58,18 @@ def test_int8_of_numbers_is_refused(tmp_path) -> None:
     module = BUILD["finola"]().eval()
     with pytest.raises(ConfigError, match="segmenters and classifiers"):
         framework.export(module, tmp_path / "out", "onnx", precision="int8", calibration=[[np.zeros((1, 3, 16, 16))]])
+
+
+def test_ranges_come_from_pictures_of_all_classes(tmp_path) -> None:
+    """Folders are sorted by class: the first pictures of eight batches are of two classes here."""
+    for label in range(10):
+        (tmp_path / "pictures" / f"{label}").mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (8, 8), (20 * label, 0, 0)).save(tmp_path / "pictures" / f"{label}" / f"{i}.png")
+    root = tmp_path / "pictures"
+    words = f"root: {root}, val_fraction: 1.0, image_size: 8, batch_size: 2, mean: [0, 0, 0], std: [1, 1, 1]"
+    (tmp_path / "data.yaml").write_text(f"data: {{class_path: ImageFolderDataModule, init_args: {{{words}}}}}")
+    batches = [batch for (batch,) in inputs_of(str(tmp_path / "data.yaml"))]
+    assert [batch.shape for batch in batches] == [(2, 3, 8, 8)] * 8
+    reds = {round(float(picture[0, 0, 0]) * 255) for batch in batches for picture in batch}
+    assert len(reds) >= 7
