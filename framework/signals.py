@@ -8,6 +8,7 @@ state of a finished step. A rank that fails tells the others, which end with it 
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -76,12 +77,13 @@ class StopTogether(Callback):
         self._group: Any = None
         self._common = 0
         self._watch: threading.Event | None = None
+        self._listening = False
 
     # ------------------------------------------------------------------ what has arrived
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prepares what the ranks agree by."""
-        _flag.signum, self._group, self._watch = 0, None, None
+        _flag.signum, self._group, self._watch, self._listening = 0, None, None, False
         if not is_distributed():
             return
         if dist.get_backend() != "gloo":  # on the CPU, so that no step waits for the accelerator
@@ -97,6 +99,7 @@ class StopTogether(Callback):
         for signum in (signal.SIGINT, signal.SIGTERM, _flag.requeue_signum):
             if signum:
                 signal.signal(signum, _flag.note)
+        self._listening = True
         self.agree(trainer)
 
     on_sanity_check_start = on_train_start = on_test_start = on_predict_start = _listen
@@ -185,7 +188,9 @@ class StopTogether(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Tells the others why this rank ends, or learns why another did."""
-        if self._watch is None or isinstance(exception, KeyboardInterrupt | SystemExit):
+        ends_by_itself = isinstance(exception, KeyboardInterrupt | SystemExit)
+        # a signal is agreed upon already; without one, somebody's code has raised it, on this rank alone
+        if self._watch is None or (ends_by_itself and (_flag.signum or not self._listening)):
             self._end_watch()
             return
         if is_consequence(exception):
@@ -200,6 +205,9 @@ class StopTogether(Callback):
         self._end_watch()
         rank = ranks()[1]
         status = 2 if isinstance(exception, FrameworkError) else 1
+        if isinstance(exception, SystemExit):
+            # success it is not: the others cannot go on
+            exception.code = status = exception.code if isinstance(exception.code, int) and exception.code else 1
         try:
             store = default_store()
             if store.add("framework/failures", 1) > 1:
@@ -209,6 +217,9 @@ class StopTogether(Callback):
         except RuntimeError:
             return  # the store went with its rank
         exception.add_note(which_rank().strip())
+        if ends_by_itself:  # nobody else says it
+            words = f"{type(exception).__name__} was raised; it ends the other ranks, which would wait for this one"
+            print(f"error{which_rank()}: {words}", file=sys.stderr)
         release_children()
         time.sleep(NOTICE)  # for the others to read it, before sockets and store are gone
 

@@ -10,13 +10,17 @@ from framework.errors import DataError
 
 
 class Slowly(Callback):
-    """Waits a little in every step; fails on rank 1 where a file `fails` lies in the working directory."""
+    """Waits a little in every step; a file `fails`, `leaves` or `stops` in the working directory ends rank 1."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if trainer.global_step == 3:
             Path(f"rank{trainer.global_rank}.pid").write_text(str(os.getpid()))
             if trainer.global_rank == 1 and Path("fails").exists():
                 raise DataError("a picture is broken")
+            if trainer.global_rank == 1 and Path("leaves").exists():
+                raise SystemExit(int(Path("leaves").read_text()))
+            if trainer.global_rank == 1 and Path("stops").exists():
+                raise KeyboardInterrupt
         time.sleep(0.05)
 
 

@@ -183,6 +183,20 @@ def test_a_failure_on_one_rank_ends_both_with_one_message(tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("file", "code", "expected"), [("leaves", "0", 1), ("leaves", "7", 7), ("stops", "", 1)])
+def test_a_rank_that_ends_by_itself_is_named(tmp_path, file, code, expected) -> None:
+    """Somebody's code calls sys.exit, or raises what Ctrl-C raises: the others do not speak of their connections."""
+    (tmp_path / file).write_text(code)
+    process = start(tmp_path, *PAIR)
+    status, _, printed = end(process, 200)
+    raised = "SystemExit" if file == "leaves" else "KeyboardInterrupt"
+    assert status == expected, printed[-2000:]
+    assert printed.count(f"error on rank 1 of 2: {raised} was raised; it ends the other ranks") == 1
+    assert printed.count("error") == 1
+    assert "Traceback" not in printed
+
+
+@pytest.mark.slow
 def test_ctrl_c_while_starting_prints_one_line(tmp_path) -> None:
     process = start(tmp_path)
     time.sleep(1.5)
