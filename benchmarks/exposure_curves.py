@@ -1,10 +1,9 @@
 """F1 of nuclei over the exposure of the test pictures, for every network, input and training exposure."""
 
-from typing import Any
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from benchmarks.microscopy import EXPOSURES
 from framework.figures.style import PALETTE, new_figure
@@ -25,10 +24,7 @@ LINES = {
     ("zscore", "as recorded"): (1, "-"),
     ("percentile", "as recorded"): (1, "--"),
 }
-TITLES = (
-    "raw intensities; dashed: trained on varied exposure",
-    "every picture normalised: z-score; dashed: percentiles",
-)
+TITLES = ("raw; dashed: trained on varied exposure", "z-scores; dashed: percentiles")
 
 
 def chosen(frame: pd.DataFrame) -> pd.DataFrame:
@@ -46,9 +42,9 @@ def _panel(axis: Axes, frame: pd.DataFrame, panel: int) -> None:
         place, line = LINES[str(normalisation), str(exposure)]
         if place != panel:
             continue
-        color, name = NETWORKS[str(network).removesuffix(" normalised")]
+        color, _ = NETWORKS[str(network).removesuffix(" normalised")]
         values = group[[f"f1_x{e:g}" for e in EXPOSURES]].apply(pd.to_numeric)
-        axis.plot(EXPOSURES, values.mean(), line, color=color, label=name, linewidth=1.2, marker=".")
+        axis.plot(EXPOSURES, values.mean(), line, color=color, linewidth=1.2, marker=".")
         axis.fill_between(EXPOSURES, values.min(), values.max(), color=color, alpha=0.12, linewidth=0)
 
 
@@ -65,18 +61,17 @@ def exposure_curves(frames: dict[str, pd.DataFrame], floor: pd.DataFrame) -> Fig
         best = below.loc[pd.to_numeric(below["f1_x1"]).idxmax()]
         for panel, axis in enumerate(row):
             _panel(axis, chosen(frame), panel)
-            axis.plot(EXPOSURES, [float(best[f"f1_x{e:g}"]) for e in EXPOSURES], ":", color="0.5", label="Multi-Otsu")
+            axis.plot(EXPOSURES, [float(best[f"f1_x{e:g}"]) for e in EXPOSURES], ":", color="0.5")
             axis.set_xscale("log")
             axis.set_xticks(EXPOSURES, [f"{e:g}" for e in EXPOSURES])
             axis.minorticks_off()
             axis.set_ylim(0, 1)
-            axis.set_title(f"{data}: {TITLES[panel]}", fontsize=8)
-        row[0].set_ylabel("F1 at IoU 0.5")
+        row[0].set_ylabel(f"{data}\nF1 at IoU 0.5")
+    for axis, title in zip(axes[0], TITLES, strict=True):
+        axis.set_title(title)
     for axis in axes[-1]:
         axis.set_xlabel("exposure of the test pictures")
-    named: dict[str, Any] = {}
-    for axis in axes.flat:
-        handles, labels = axis.get_legend_handles_labels()
-        named |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in named}
-    figure.legend(list(named.values()), list(named), loc="outside upper center", ncols=len(named), fontsize=8)
+    handles = [Line2D([], [], color=color, marker=".", label=name) for color, name in NETWORKS.values()]
+    handles.append(Line2D([], [], color="0.5", linestyle=":", label="Multi-Otsu"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8)
     return figure

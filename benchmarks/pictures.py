@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.common import environment
+from benchmarks.exposure_curves import exposure_curves
 from benchmarks.heat_maps import heat_maps
 from benchmarks.pareto import spline_pareto
 from framework.figures import filter_panel, operator_label, replacement_figure
@@ -68,6 +69,11 @@ def operators(fits: pd.DataFrame) -> Figure:
     return filter_panel(np.stack([torch.stack(bank).numpy() for bank in banks]), names, methods)
 
 
+def exposure(nuclei: pd.DataFrame, dsb: pd.DataFrame, floor: pd.DataFrame) -> Figure:
+    """F1 of real nuclei over the exposure of the test pictures."""
+    return exposure_curves({"BitDepth_NucSeg": nuclei, "DSB 2018": dsb}, floor)
+
+
 def mobilenetv2(replacement: pd.DataFrame) -> Figure:
     """Top-1 of MobileNetV2 with every bank; random banks are one bar, the mean of their seeds."""
     table = replacement.query("network == 'mobilenetv2'")
@@ -94,6 +100,9 @@ FROM_RUNS = {
 DATA = {"kmunet/bitdepth16_instances": Path("../shared/data/bitdepth_nucseg_16bit")}
 FROM_TABLES = {
     "korigins_contrast": Table(("korigins_contrast",), heat_maps),
+    "korigins_exposure": Table(
+        ("korigins_microscopy", "korigins_microscopy_dsb", "korigins_microscopy_floor"), exposure
+    ),
     "key_filters_operators": Table(("key_filters_fits",), operators),
     "key_filters_replacement": Table(("key_filters_replacement",), mobilenetv2),
     "spline_pareto": Table(("spline_forms",), spline_pareto),
@@ -107,6 +116,8 @@ CAPTIONS = {
     "korigins_origins": "The origins of the first layer over the quickstart, beside the intensities of the classes",
     "korigins_contrast": "IoU over distance of the means and noise of the objects, beside it the Hellinger distance"
     " and what the layer adds to each control; mean of the seeds",
+    "korigins_exposure": "Real nuclei over the exposure of the test pictures: mean of the seeds, bands from least"
+    " to largest",
     "kmunet_segmentation": "Test images of the quickstart",
     "kmunet_splines": "What the kernel elements have become in the quickstart, after one grid extension and pruning",
     "loe_reconstruction": "The photographs of the quickstart and what the networks say; details where most happens",

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from benchmarks import pictures
-from benchmarks.tables import deploy, faults, files, korigins_studies, layers, microscopy, readme, scale
+from benchmarks.tables import deploy, faults, files, korigins_real, korigins_studies, layers, microscopy, readme, scale
 from benchmarks.tables.common import BLOCK, RENDERERS, ROOT
 
 # the tables register themselves when their modules are imported
@@ -22,6 +22,7 @@ __all__ = [
     "deploy",
     "faults",
     "files",
+    "korigins_real",
     "korigins_studies",
     "layers",
     "microscopy",

@@ -28,6 +28,7 @@ FILES = {
     "korigins_one_origin": "one origin between two intensities: where it ends",
     "korigins_e5": "parameter efficiency (E5) in small; nothing reaches the goal",
     "korigins_epochs": "epochs to 0.99 IoU with K-Origins, without, with controls (E1, E2)",
+    "korigins_how_many": "number of origins on squares",
     "korigins_how_many_real": "number of origins on 16-bit nuclei",
     "korigins_microscopy": "16-bit nuclei: K-Origins, without, BatchNorm, KM-UNet, U-Net; raw, normalised, exposed",
     "korigins_microscopy_dsb": "the same on the nuclei of DSB 2018",
