@@ -6,7 +6,7 @@ import numpy as np
 
 from datamodules.io import PLANE, open_picture
 from datamodules.picture import Picture
-from datamodules.reading import Slices
+from datamodules.reading import Reading, Slices
 from framework.errors import DataError
 
 BT601 = np.array([[0.299], [0.587], [0.114]], np.float32)
@@ -28,6 +28,19 @@ def count_channels(picture: Picture) -> int:
         return 3
     count = int(np.prod([n for a, n in zip(picture.axes, picture.shape, strict=True) if a in "CS"], dtype=int))
     return count - picture.alpha
+
+
+def check_count(count: int, reading: Reading, path: Path | str) -> None:
+    """A list of channels means the same ones in files of as many as the training's only.
+
+    Raises:
+        DataError: a picture of another number; `path` names it.
+    """
+    if isinstance(reading.channels, list) and reading.file_channels not in (None, count):
+        raise DataError(
+            f"data.channels: expected pictures of {reading.file_channels} channels, of which the network knows "
+            f"{reading.channels}, got {count} in {path}; give the channels in the training's order"
+        )
 
 
 def check_slices(picture: Picture, slices: Slices | None = None, part: int | None = None) -> None:
@@ -107,7 +120,7 @@ def image_of(
     if bit_depth is not None and picture.dtype != {8: np.uint8, 16: np.uint16}[bit_depth]:
         raise DataError(
             f"data.bit_depth: {bit_depth} bits were promised, but {path} holds {picture.dtype}; give the right depth, "
-            "or null to take any"
+            "or null to take any (a network on raw intensities keeps to what it was trained on)"
         )
     if picture.dtype.kind not in "biuf":
         raise DataError(f"data: {path}: expected whole or floating numbers, got {picture.dtype}")

@@ -16,7 +16,8 @@ Slices = Literal["each", "max"] | int
 class Reading:
     """The input contract; SegmentationDataModule explains every field.
 
-    `mean` and `std`, one number per channel, are filled from the training images with `normalize: dataset`.
+    `mean` and `std`, one number per channel, are filled from the training images with `normalize: dataset`;
+    `file_channels`, the channels of a file before any are chosen, with a list of `channels`.
     """
 
     channels: int | list[int] | None = 1
@@ -35,6 +36,7 @@ class Reading:
     targets: Targets = "border"
     levels: int = 4
     connected: bool = False
+    file_channels: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses what cannot be.

@@ -18,7 +18,7 @@ from datamodules.reading import MasksAre, Normalize, Reading, Slices, Targets
 from datamodules.scan import check_evaluation, check_foreground, check_training
 from datamodules.segmentation_data import SegmentationFiles
 from datamodules.splits import Splits
-from datamodules.statistics import channel_statistics, class_counts, class_statistics
+from datamodules.statistics import channel_statistics, class_counts, class_statistics, of_files
 from framework.distributed import say
 from framework.errors import ConfigError, DataError
 from framework.serialization import class_path
@@ -82,6 +82,7 @@ class SegmentationDataModule(SegmentationOnDevice):
     """
 
     #: what PredictionWriter wants, and the files that it is given
+    _of_files: dict[str, int] | None = None
     _wanted: tuple[Path, Mapping[str, Any], Callable[[], dict[str, Any]]] | None = None
     _files: PredictionFiles | None = None
 
@@ -209,13 +210,15 @@ class SegmentationDataModule(SegmentationOnDevice):
     # ------------------------------------------------------------------ what belongs to a checkpoint
 
     def preprocessing(self) -> dict[str, Any]:
-        """The input contract in plain form, with the class that it belongs to."""
-        return {"class_path": class_path(type(self)), **self.reading.plain()}
+        """The input contract in plain form, with the class that it belongs to; see also `of_files`."""
+        if self._of_files is None and "train" in self.datasets:
+            self._of_files = of_files(self.splits.pairs("train", self.reading), self.reading)
+        return {"class_path": class_path(type(self)), **self.reading.plain(), **(self._of_files or {})}
 
     def use_preprocessing(self, stored: Mapping[str, Any]) -> None:
         """Reads files as a checkpoint's network was trained to; says what that changes."""
         for name, (was, now) in sorted(self.reading.take_over(stored).items()):
-            if name not in ("mean", "std"):
+            if name not in ("mean", "std", "file_channels") and (name, was) != ("bit_depth", None):
                 say(f"data.{name}: {now!r} from the checkpoint (the configuration had {was!r})")
         for dataset in self.datasets.values():
             if isinstance(dataset, SegmentationFiles):

@@ -13,7 +13,7 @@ from datamodules.io import open_picture
 from datamodules.masks import read_instances, read_mask
 from datamodules.pairing import Pair
 from datamodules.picture import Picture
-from datamodules.planes import count_channels, image_of
+from datamodules.planes import check_count, count_channels, image_of
 from datamodules.reading import Reading
 from framework.errors import DataError
 
@@ -207,6 +207,7 @@ class SegmentationFiles(Dataset):
                 f"data.normalize: depth needs files of unsigned whole numbers of 8 or 16 bits, but {pair.image} holds "
                 f"{picture.dtype}; give zscore, percentile or none"
             )
+        check_count(count_channels(picture), reading, pair.image)
         size, where, columns = picture.size, None, slice(None)
         if box is not None:
             y0, y1, x0, x1 = where = _times(box, reading.downscale)

@@ -7,6 +7,7 @@ import numpy as np
 from datamodules.io import open_picture
 from datamodules.masks import read_mask
 from datamodules.pairing import Pair
+from datamodules.planes import count_channels
 from datamodules.reading import Reading
 from datamodules.segmentation_data import SegmentationFiles, shrink
 from framework.errors import DataError
@@ -66,3 +67,27 @@ def channel_statistics(dataset: SegmentationFiles) -> tuple[list[float], list[fl
         total, squares = total + image.sum((1, 2)), squares + (image**2).sum((1, 2))
     mean = total / count
     return mean.tolist(), np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()
+
+
+def of_files(pairs: Sequence[Pair], reading: Reading) -> dict[str, int]:
+    """What a network relies on and the settings leave open, where all its training files have it in common.
+
+    Only headers are read.
+
+    Args:
+        pairs: the training files.
+        reading: the settings.
+
+    Returns:
+        fields of Reading: `bit_depth` of raw intensities, `file_channels` that a list of channels chooses from.
+    """
+    raw = reading.normalize == "none" and reading.bit_depth is None
+    chosen = isinstance(reading.channels, list)
+    if not raw and not chosen:
+        return {}
+    pictures = [open_picture(path, reading.axes) for path in dict.fromkeys(pair.image for pair in pairs)]
+    depths = {8 * p.dtype.itemsize if p.dtype in (np.uint8, np.uint16) else 0 for p in pictures}
+    counts = {count_channels(picture) for picture in pictures}
+    found = {"bit_depth": depths} if raw else {}
+    found |= {"file_channels": counts} if chosen else {}
+    return {name: value for name, (value, *others) in found.items() if value and not others}

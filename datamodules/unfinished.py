@@ -154,13 +154,18 @@ class Unfinished:
         return (self.folder / f"{name}.csv").is_file()
 
     def join(self, names: Sequence[str], path: Path) -> bool:
-        """Writes the measurements of pictures behind one another, line by line; False and no file without any."""
+        """Writes the measurements of pictures behind one another, line by line, without objects the columns alone.
+
+        Returns:
+            whether anything was measured; else there is no file.
+        """
         kept = [self.folder / f"{name}.csv" for name in names if self.has(name)]
         columns: dict[str, None] = {}
         for one in kept:
             with one.open(newline="", encoding="utf-8") as file:
                 columns.update(dict.fromkeys(next(csv.reader(file), [])))
-        found = False
+        if not columns:
+            return False
         with writing(path), path.open("w", newline="", encoding="utf-8") as target:
             writer = csv.DictWriter(target, list(columns), lineterminator="\n")
             writer.writeheader()
@@ -168,10 +173,7 @@ class Unfinished:
                 with one.open(newline="", encoding="utf-8") as file:
                     for row in csv.DictReader(file):
                         writer.writerow(row)
-                        found = True
-        if not found:
-            path.unlink()
-        return found
+        return True
 
     # ------------------------------------------------------------------ the picture in work
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from datamodules.picture import Picture
-from datamodules.planes import image_of
+from datamodules.planes import check_count, count_channels, image_of
 from datamodules.reading import Reading
 from datamodules.segmentation_data import normalized
 
@@ -39,6 +39,7 @@ def windows(picture: Picture, reading: Reading) -> Window | None:
     """
     if not has_windows(picture, reading):
         return None
+    check_count(count_channels(picture), reading, picture.path)
 
     def raw(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         return image_of(picture.cropped(y0, y1, x0, x1), reading.channels, reading.bit_depth, reading.slices)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import models
 from datamodules.io import open_picture
-from datamodules.planes import choose_channels, image_of
+from datamodules.planes import check_count, choose_channels, count_channels, image_of
 from datamodules.predictions import label_image
 from datamodules.reading import Reading
 from datamodules.segmentation_data import normalized, shrink
@@ -60,13 +60,13 @@ def _methods() -> list[type[BaseMethod]]:
 
 
 @torch.no_grad()
-def predict(self: Any, picture: np.ndarray | str | Path, tile: TileSize = "auto") -> np.ndarray:
+def predict(self: Any, picture: np.ndarray | Tensor | str | Path, tile: TileSize = "auto") -> np.ndarray:
     """Label values of a picture: what `framework predict` writes.
 
     Args:
         self: a segmenter that `load` gave back.
-        picture: a file of any kind that the training could have read, or raw intensities (H, W) or (N, H, W), which are
-            normalised as the training images were.
+        picture: a file of any kind that the training could have read, or an array of raw intensities (H, W) or
+            (N, H, W), which are normalised as the training images were.
         tile: side of the tiles of large pictures; `auto`; None: the whole picture at once. The result is the same.
 
     Returns:
@@ -74,7 +74,12 @@ def predict(self: Any, picture: np.ndarray | str | Path, tile: TileSize = "auto"
 
     Raises:
         DataError: a picture that does not meet what the network was trained on, by name.
+        ConfigError: neither a picture nor an array of numbers.
     """
+    if isinstance(picture, Tensor):
+        picture = picture.detach().cpu().numpy()
+    if not isinstance(picture, np.ndarray | str | Path):
+        raise ConfigError(f"predict: expected an array or the path of a picture, got {type(picture).__name__}")
     stored = {"normalize": "none", "channels": None, "labels": list(range(self.num_classes))}
     stored |= self.preprocessing or {}
     reading = Reading()
@@ -113,12 +118,15 @@ def _pixels(picture: np.ndarray | str | Path, reading: Reading) -> tuple[np.ndar
     """(N, H, W) float32 raw intensities, and the bits of the numbers they come from."""
     if not isinstance(picture, np.ndarray):
         opened = open_picture(picture, reading.axes)
+        check_count(count_channels(opened), reading, picture)
         slices = None if reading.slices == "each" else reading.slices
         return image_of(opened, reading.channels, reading.bit_depth, slices), opened.bits
-    if picture.ndim not in (2, 3) or picture.dtype.kind not in "biuf":
+    if picture.ndim not in (2, 3) or picture.dtype.kind not in "biuf" or not picture.size:
         raise ConfigError(
             f"predict: expected numbers (H, W) or (N, H, W), got {picture.dtype} of shape {picture.shape}"
         )
+    if isinstance(picture, np.ma.MaskedArray):
+        raise ConfigError("predict: expected every pixel, got a masked array; give its `filled(...)`")
     array = picture if picture.ndim == 3 else picture[None]
     values = array.astype(np.float32)
     if not np.isfinite(values).all():
@@ -126,4 +134,18 @@ def _pixels(picture: np.ndarray | str | Path, reading: Reading) -> tuple[np.ndar
     bits = 8 * array.dtype.itemsize if array.dtype.kind == "u" else 0
     if reading.normalize == "depth" and not bits:
         raise DataError(f"data.normalize: depth needs unsigned whole numbers, but the array holds {array.dtype}")
+    _check_depth(array, values, reading)
+    check_count(len(values), reading, "the array")
     return choose_channels(values, reading.channels, "the array"), bits
+
+
+def _check_depth(array: np.ndarray, values: np.ndarray, reading: Reading) -> None:
+    """Raw intensities mean what they meant in training: whole numbers of another depth, and shares of 1, do not."""
+    if reading.normalize != "none" or reading.bit_depth is None:
+        return
+    other = array.dtype.kind == "u" and 8 * array.dtype.itemsize != reading.bit_depth
+    if other or (array.dtype.kind == "f" and 0 < values.max() <= 1):
+        raise DataError(
+            f"predict: expected raw intensities of {reading.bit_depth} bits, as the network was trained on, got "
+            f"{array.dtype} up to {values.max():g}; give the numbers of the camera"
+        )

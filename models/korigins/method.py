@@ -27,6 +27,8 @@ from models.korigins.network import EncoderOptions, KOriginsUNet, Widened
 from models.segmentation import check_images
 from models.segmenter import SegmentationMethod
 
+#: no picture of a camera stays below; shares of 1 and standardised pictures do
+SMALL = 10.0
 # the paper's code: Keras' Adam, whose epsilon is 1e-7
 KERAS_ADAM = cast(OptimizerCallable, {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4, "eps": 1e-7}})
 
@@ -138,17 +140,25 @@ class KOriginsSegmentation(SegmentationMethod):
         """
         trainer = self.attached_trainer
         how = data.preprocessing().get("normalize", "none") if isinstance(data, HasPreprocessing) else "none"
-        raw = self.origins != "none" and (abs(self.hparams.get("deep_mean", 0.0)) > 1000 or self.origin_lr > 10)
-        if raw and how != "none" and trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+        if how != "none" and trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._refuse_small(f"data.normalize: {how} gives values of about 1", "data.normalize: none")
+
+    def _refuse_small(self, what: str, instead: str) -> None:
+        """Raises ConfigError for origins in the units of a camera, where the pictures are not."""
+        if self.origins != "none" and (abs(self.hparams.get("deep_mean", 0.0)) > 1000 or self.origin_lr > 10):
             raise ConfigError(
                 f"model.deep_mean, model.origin_lr: origins begin at {self.hparams.get('deep_mean')} and move at a "
-                f"rate of {self.origin_lr:g}, but data.normalize: {how} gives values of about 1; give data.normalize: "
-                "none, or model.deep_mean 0, model.deep_std 1 and model.origin_lr 0.01"
+                f"rate of {self.origin_lr:g}, but {what}; give {instead}, or model.deep_mean 0, model.deep_std 1 and "
+                "model.origin_lr 0.01"
             )
 
     def initialise(self, data: LightningDataModule | None) -> None:
         """Origins, input standardisation, thresholds and class weights from the training images."""
         super().initialise(data)
+        if isinstance(data, HasPreprocessing) and data.preprocessing().get("normalize") == "none":
+            largest = float(np.abs(self._training_intensities(4)).max(initial=0))
+            if 0 < largest <= SMALL:
+                self._refuse_small(f"the pictures hold values up to {largest:.3g}", "the camera's numbers")
         if self.origins in ("class_statistics", "multi_otsu", "gaussian_mixture"):
             means, stds = self.class_statistics()
             with torch.no_grad():
