@@ -141,16 +141,7 @@ class KOriginsSegmentation(SegmentationMethod):
         trainer = self.attached_trainer
         how = data.preprocessing().get("normalize", "none") if isinstance(data, HasPreprocessing) else "none"
         if how != "none" and trainer is not None and trainer.state.fn == TrainerFn.FITTING:
-            self._refuse_small(f"data.normalize: {how} gives values of about 1", "data.normalize: none")
-
-    def _refuse_small(self, what: str, instead: str) -> None:
-        """Raises ConfigError for origins in the units of a camera, where the pictures are not."""
-        if self.origins != "none" and (abs(self.hparams.get("deep_mean", 0.0)) > 1000 or self.origin_lr > 10):
-            raise ConfigError(
-                f"model.deep_mean, model.origin_lr: origins begin at {self.hparams.get('deep_mean')} and move at a "
-                f"rate of {self.origin_lr:g}, but {what}; give {instead}, or model.deep_mean 0, model.deep_std 1 and "
-                "model.origin_lr 0.01"
-            )
+            _refuse_small(self, f"data.normalize: {how} gives values of about 1", "data.normalize: none")
 
     def initialise(self, data: LightningDataModule | None) -> None:
         """Origins, input standardisation, thresholds and class weights from the training images."""
@@ -158,7 +149,7 @@ class KOriginsSegmentation(SegmentationMethod):
         if isinstance(data, HasPreprocessing) and data.preprocessing().get("normalize") == "none":
             largest = float(np.abs(self._training_intensities(4)).max(initial=0))
             if 0 < largest <= SMALL:
-                self._refuse_small(f"the pictures hold values up to {largest:.3g}", "the camera's numbers")
+                _refuse_small(self, f"the pictures hold values up to {largest:.3g}", "the camera's numbers")
         if self.origins in ("class_statistics", "multi_otsu", "gaussian_mixture"):
             means, stds = self.class_statistics()
             with torch.no_grad():
@@ -298,4 +289,14 @@ def check_known(mean: np.ndarray, data: str) -> None:
         raise ConfigError(
             f"model.origins: class {', '.join(map(str, absent))} is in none of the training images that {data} looked "
             "at, so it has no mean; give model.class_mean and model.class_std, or take the class out"
+        )
+
+
+def _refuse_small(method: KOriginsSegmentation, what: str, instead: str) -> None:
+    """Raises ConfigError for origins in the units of a camera, where the pictures are not."""
+    begin = method.hparams.get("deep_mean", 0.0)
+    if method.origins != "none" and (abs(begin) > 1000 or method.origin_lr > 10):
+        raise ConfigError(
+            f"model.deep_mean, model.origin_lr: origins begin at {begin} and move at a rate of {method.origin_lr:g}, but "
+            f"{what}; give {instead}, or model.deep_mean 0, model.deep_std 1 and model.origin_lr 0.01"
         )
