@@ -27,6 +27,8 @@ _MASK = re.compile(
     r"(.+?)[ _.-](?:cp_)?(?:masks?|labels?|seg|segmentation|gt|ground_?truth|annotations?)(?:[ _.-]?\d+)?",
     re.IGNORECASE,
 )
+#: what predictions are called beside masks
+_RESULT = re.compile(r"(.+)_(?:overlay|probabilities)")
 _IMAGE = re.compile(r"(.+?)[ _.-](?:image|img|raw)", re.IGNORECASE)
 
 
@@ -63,6 +65,15 @@ def pictures_in(folder: Path, key: str) -> dict[str, Path]:
     if not found:
         raise DataError(f"{key}: no image in {folder} (looked for {', '.join(sorted(KINDS))})")
     return found
+
+
+def results_among(files: Iterable[str]) -> set[str]:
+    """Names of a folder to predict that are another one's mask or prediction: that one, and an ending behind it."""
+    names = set(files)
+    found = {name: (_MASK.fullmatch(name), _RESULT.fullmatch(name)) for name in names}
+    return {
+        name for name, matches in found.items() if any(match is not None and match[1] in names for match in matches)
+    }
 
 
 def _by_stem(paths: Iterable[Path], key: str) -> dict[str, Path]:

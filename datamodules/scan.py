@@ -65,6 +65,21 @@ def check_evaluation(pairs: Sequence[Pair], reading: Reading, batch_size: int) -
             raise _sizes_differ(pair, size, pairs[0], first, "data.eval_batch_size: 1")
 
 
+def check_least(pairs: Sequence[Pair], reading: Reading, least: int) -> None:
+    """Refuses pictures that a network cannot halve as often as it wants to; headers alone are read.
+
+    Raises:
+        DataError: names the first one.
+    """
+    for path in dict.fromkeys(pair.image for pair in pairs):
+        height, width = (side // reading.downscale for side in open_picture(path, reading.axes).size)
+        if min(height, width) < least:
+            raise DataError(
+                f"data.images: expected at least {least} x {least} pixels for the network's poolings, got {height} x "
+                f"{width} in {path}; leave it out, or use a network with fewer poolings"
+            )
+
+
 def _sizes_differ(pair: Pair, size: tuple[int, int], first: Pair, expected: tuple[int, int], key: str) -> DataError:
     return DataError(
         f"data.images: {pair.image.name} is {size}, {first.image.name} is {expected}; one batch needs one size, give "

@@ -15,7 +15,7 @@ from datamodules.on_device import SegmentationOnDevice
 from datamodules.pairing import Pair
 from datamodules.prediction_files import PredictionFiles
 from datamodules.reading import MasksAre, Normalize, Reading, Slices, Targets
-from datamodules.scan import check_evaluation, check_foreground, check_training
+from datamodules.scan import check_evaluation, check_foreground, check_least, check_training
 from datamodules.segmentation_data import SegmentationFiles
 from datamodules.splits import Splits
 from datamodules.statistics import channel_statistics, class_counts, class_statistics, of_files
@@ -147,6 +147,8 @@ class SegmentationDataModule(SegmentationOnDevice):
         """The files of a split; augmented in training."""
         training = split == "train"
         pairs = self.splits.pairs(split, self.reading)
+        if split == "predict" and (words := self.splits.left_out()) is not None:
+            say(words)
         if not pairs:
             if split == "val" and self.splits.val_fraction == 0:
                 return cast(Dataset, [])
@@ -207,6 +209,21 @@ class SegmentationDataModule(SegmentationOnDevice):
             pairs = [Pair(p.index, p.image, (), p.name, p.part) for p in self.splits.pairs("train", self.reading)]
             self.reading.mean, self.reading.std = channel_statistics(SegmentationFiles(pairs, raw))
 
+    def check_sizes(self, least: int) -> None:
+        """Refuses pictures and training crops with a side below `least` pixels.
+
+        Raises:
+            ConfigError: the crop. DataError: names a picture.
+        """
+        if self.crop is not None and self.crop < least and "train" in self.datasets:
+            raise ConfigError(
+                f"data.crop: expected at least {least} pixels for the network's poolings, got {self.crop}; give a "
+                "larger crop, or use a network with fewer poolings"
+            )
+        for files in self.datasets.values():
+            if isinstance(files, SegmentationFiles):
+                check_least(files.pairs, self.reading, least)
+
     # ------------------------------------------------------------------ what belongs to a checkpoint
 
     def preprocessing(self) -> dict[str, Any]:
@@ -216,7 +233,16 @@ class SegmentationDataModule(SegmentationOnDevice):
         return {"class_path": class_path(type(self)), **self.reading.plain(), **(self._of_files or {})}
 
     def use_preprocessing(self, stored: Mapping[str, Any]) -> None:
-        """Reads files as a checkpoint's network was trained to; says what that changes."""
+        """Reads files as a checkpoint's network was trained to; says what that changes.
+
+        What only says where in a file the network's channels and planes lie stays as configured, where the checkpoint
+        leaves it open: `axes`, `slices`, and a list of as many `channels` as the network has.
+        """
+        mine, own = self.reading, {}
+        if isinstance(mine.channels, list) and stored.get("channels") == len(mine.channels):
+            own["channels"] = mine.channels
+        own |= {name: getattr(mine, name) for name in ("axes", "slices") if stored.get(name) is None}
+        stored = {**stored, **own}
         for name, (was, now) in sorted(self.reading.take_over(stored).items()):
             if name not in ("mean", "std", "file_channels") and (name, was) != ("bit_depth", None):
                 say(f"data.{name}: {now!r} from the checkpoint (the configuration had {was!r})")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.io import open_picture
-from datamodules.pairing import Pair, find_pairs, from_file, in_blocks, in_folds, pictures_in
+from datamodules.pairing import Pair, find_pairs, from_file, in_blocks, in_folds, pictures_in, results_among
 from datamodules.planes import count_slices
 from datamodules.reading import Reading
 from framework.errors import ConfigError, DataError
@@ -51,10 +51,30 @@ class Splits:
         """
         if split == "predict" and (folder := self._unlabelled()) is not None:
             files = pictures_in(folder, "data.predict_images")
-            return by_slices([Pair(i, path, (), name) for i, (name, path) in enumerate(files.items())], reading)
+            left = results_among(files)
+            kept = [(name, path) for name, path in files.items() if name not in left]
+            return by_slices([Pair(i, path, (), name) for i, (name, path) in enumerate(kept)], reading)
         pairs = by_slices(find_pairs(self.root, self.images, self.masks), reading)
         chosen = self._assigned(pairs)["test" if split == "predict" else split]
         return chosen[: self.train_images] if split == "train" else chosen
+
+    def left_out(self) -> str | None:
+        """What a prediction passes over, in words; None: nothing."""
+        folder = self._unlabelled()
+        if folder is not None:
+            files = pictures_in(folder, "data.predict_images")
+            left = sorted(results_among(files))
+            words = f"{len(left)} of the {len(files)} pictures in {folder} are masks or predictions of others there"
+            return f"data: {words}, such as {files[left[0]].name}, and are left out" if left else None
+        pairs = find_pairs(self.root, self.images, self.masks)
+        test = self._assigned(pairs)["test"]
+        if len(test) == len(pairs):
+            return None
+        words = f"data: the test split is predicted, {len(test)} of the {len(pairs)} pictures in {self.root}"
+        everything = self.images if (self.root / self.images).is_dir() else "."
+        return (
+            words if any(pair.split for pair in pairs) else f"{words}; for all give data.predict_images: {everything}"
+        )
 
     def _unlabelled(self) -> Path | None:
         """Where the images to predict are when they have no masks."""

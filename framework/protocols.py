@@ -102,6 +102,15 @@ class HasPreprocessing(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksSizes(Protocol):
+    """A data module that knows the sizes of its pictures before they are read: the segmenters ask before they begin."""
+
+    def check_sizes(self, least: int) -> None:
+        """Refuses, by name, a picture or a training crop with a side below `least` pixels."""
+        ...
+
+
 class Large(Protocol):
     """A picture that is predicted tile by tile: what WritesPredictions hands to PredictionWriter."""
 

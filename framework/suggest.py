@@ -121,6 +121,8 @@ def _unknown_option(name: str, where: str, of: str, keys: Iterable[str], owners:
     last = name.rsplit(".", 1)[-1]
     known = [*owners[of]] if of in owners else [k for k in keys if k.rsplit(".", 1)[-1] != last or k == name]
     head = f"{where + ': ' if where else ''}{of + ': ' if of else ''}option '{last}' is not accepted"
+    if of in ("LightningDataModule", "LightningModule"):  # the base: no class is chosen
+        return f"{head}\nno class is chosen: give --{where or 'data'} CLASS, -c CONFIG, or --ckpt_path CHECKPOINT"
     near = nearest_names(name, known)
     if near:
         return f"{head}\ndid you mean {' or '.join(near)}?"

@@ -17,7 +17,7 @@ from framework.levels import from_levels
 from framework.method import BaseMethod, Batch
 from framework.metrics import InstanceFigure, Matches, instance_figures, match_objects
 from framework.metrics.segmentation import confusion_counts
-from framework.protocols import HasPreprocessing
+from framework.protocols import ChecksSizes, HasPreprocessing
 from framework.tiling import TileSize, tile_grid, tiled
 from models.losses import ClassWeights, Loss, balanced_weights, first_weights, segmentation_loss
 from models.segmentation import check_classes, predicted
@@ -166,6 +166,13 @@ class SegmentationMethod(BaseMethod):
         return drawn
 
     # ------------------------------------------------------------------ prediction
+
+    def on_fit_start(self) -> None:
+        """Asks the data module, where it knows, whether every picture is large enough for the network's poolings."""
+        if isinstance(self.data, ChecksSizes):
+            self.data.check_sizes(self.network.stride)
+
+    on_test_start = on_predict_start = on_fit_start
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`mask` uint8 (B, H, W) under the samples' `index`, and `probabilities` float32 (B, C, H, W) if wanted.

@@ -101,6 +101,12 @@ def test_best_without_a_run_says_so(run, tiny) -> None:
         run("test", *tiny, "--ckpt_path", "best")
 
 
+def test_options_of_no_class_say_how_one_is_chosen(run) -> None:
+    said = r"option 'root' is not accepted\nno class is chosen: give --data CLASS, -c CONFIG, or --ckpt_path"
+    with pytest.raises(ConfigError, match=said):
+        run("predict", "--data.root=new")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

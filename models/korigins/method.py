@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from framework.data import spread
 from framework.distributed import ranks_of
-from framework.errors import ConfigError
+from framework.errors import ConfigError, FrameworkError
 from framework.figures import separability
 from framework.method import Batch, Split
 from framework.metrics import BatchForegroundIoU, ForegroundIoU
@@ -171,7 +171,13 @@ class KOriginsSegmentation(SegmentationMethod):
         if self.origins in ("multi_otsu", "gaussian_mixture"):
             estimate = multi_otsu_statistics if self.origins == "multi_otsu" else gaussian_mixture_statistics
             values = self._training_intensities()
-            per_channel = [estimate(channel, self.num_classes) for channel in values.T]
+            try:
+                per_channel = [estimate(channel, self.num_classes) for channel in values.T]
+            except FrameworkError as error:
+                raise ConfigError(
+                    f"model.origins: {self.origins} does not part the training pictures ({error}); give "
+                    "model.class_mean and model.class_std, or origins: random"
+                ) from error
             return np.stack([m for m, _ in per_channel], 1), np.stack([s for _, s in per_channel], 1)
         known = self._known_statistics()
         if known is None:
@@ -297,6 +303,6 @@ def _refuse_small(method: KOriginsSegmentation, what: str, instead: str) -> None
     begin = method.hparams.get("deep_mean", 0.0)
     if method.origins != "none" and (abs(begin) > 1000 or method.origin_lr > 10):
         raise ConfigError(
-            f"model.deep_mean, model.origin_lr: origins begin at {begin} and move at a rate of {method.origin_lr:g}, but "
+            f"model.deep_mean, model.origin_lr: origins begin at {begin}, their rate is {method.origin_lr:g}, but "
             f"{what}; give {instead}, or model.deep_mean 0, model.deep_std 1 and model.origin_lr 0.01"
         )

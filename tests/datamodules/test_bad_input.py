@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 from lightning.pytorch import Trainer
 
 from callbacks import PredictionWriter
@@ -151,8 +152,11 @@ def test_a_picture_smaller_than_the_poolings(folder: Path, tmp_path: Path) -> No
         for file in (folder / part).iterdir():
             tifffile.imwrite(file, tifffile.imread(file)[:5, :7])
     trainer = Trainer(**QUIET, default_root_dir=tmp_path)
-    with pytest.raises(ConfigError, match=r"model\.stages: 3 poolings need images of at least 8 x 8, got 5 x 7"):
+    said = r"data\.images: expected at least 8 x 8 pixels for the network's poolings, got 5 x 7 in .*\.tif; leave"
+    with pytest.raises(DataError, match=said):
         trainer.fit(KMUNet(width=2, stages=3), data_of(folder))
+    with pytest.raises(ConfigError, match=r"model\.stages: 3 poolings need images of at least 8 x 8, got 5 x 7"):
+        KMUNet(width=2, stages=3)(torch.zeros(1, 1, 5, 7))
 
 
 def test_a_full_disk_while_writing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,3 +132,77 @@ def test_a_table_without_objects_has_its_columns(tmp_path) -> None:
     lines = (tmp_path / "out" / "objects.csv").read_text().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("image,object,area,")
+
+
+def flat(root, names):
+    root.mkdir()
+    for name in names:
+        tifffile.imwrite(root / name, (RNG.random((24, 24)) * 255).astype(np.uint8))
+    return root
+
+
+def test_masks_and_predictions_in_the_folder_are_no_pictures(tmp_path, capsys) -> None:
+    names = ["a.tif", "a_mask.tif", "a_mask_2.tif", "b.tif", "b_overlay.png", "b_probabilities.tif", "c_mask.tif"]
+    data = SegmentationDataModule(str(flat(tmp_path / "new", names)), eval_batch_size=1)
+    data.setup("predict")
+    assert [pair.name for pair in data.datasets["predict"].pairs] == ["a", "b", "c_mask"]  # c_mask is nobody's
+    said = capsys.readouterr()
+    assert "4 of the 7 pictures in" in said.out + said.err
+    assert "are masks or predictions of others there, such as a_mask.tif, and are left out" in said.out + said.err
+
+
+def test_predicting_the_test_split_says_so(tmp_path, capsys) -> None:
+    root = folder(tmp_path / "a")
+    data = SegmentationDataModule(str(root), eval_batch_size=1)
+    data.setup("predict")
+    assert len(data.datasets["predict"]) == 1
+    said = capsys.readouterr()
+    assert "the test split is predicted, 1 of the 4 pictures in" in said.out + said.err
+    assert "give data.predict_images: images" in said.out + said.err
+    data = SegmentationDataModule(str(root), eval_batch_size=1, predict_images="images")
+    data.setup("predict")
+    assert len(data.datasets["predict"]) == 4
+    assert "pictures in" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("verb", ["fit", "test", "predict"])
+def test_a_picture_that_is_too_small_is_named_before_any_is_looked_at(tmp_path, verb) -> None:
+    root = folder(tmp_path / "a")
+    for part in ("images", "masks"):
+        tifffile.imwrite(root / part / "3.tif", np.full((5, 60), 255, np.uint8))
+    data = SegmentationDataModule(str(root), batch_size=1, eval_batch_size=1, val_fraction=0, predict_images="images")
+    trainer = Trainer(**QUIET, default_root_dir=tmp_path)
+    said = r"expected at least 8 x 8 pixels for the network's poolings, got 5 x 60 in .*3\.tif; leave it out"
+    if verb == "fit":
+        data = SegmentationDataModule(str(root), batch_size=1, val_fraction=0, test_fraction=0)
+    with pytest.raises(DataError, match=said):
+        getattr(trainer, verb)(KMUNet(width=2, stages=3), data)
+
+
+def test_a_crop_that_is_too_small_is_refused(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.crop: expected at least 8 pixels .*, got 5; give a larger crop"):
+        trained(folder(tmp_path / "a"), KMUNet(width=2, stages=3), crop=5)
+
+
+def test_what_the_checkpoint_leaves_open_stays_as_configured(tmp_path, capsys) -> None:
+    path = trained(folder(tmp_path / "a"), KMUNet(width=2, stages=1))
+    stack = tmp_path / "b"
+    stack.mkdir()
+    values = (RNG.random((3, 2, 24, 24)) * 1000).astype(np.uint16)
+    tifffile.imwrite(stack / "s.tif", values, photometric="minisblack", metadata={"axes": "ZCYX"})
+    data = SegmentationDataModule(str(stack), slices="each", channels=[1], eval_batch_size=1)
+    trainer = Trainer(**QUIET, callbacks=[PredictionWriter(str(tmp_path / "out"))], default_root_dir=tmp_path)
+    trainer.predict(KMUNet(width=2, stages=1), data, ckpt_path=path, weights_only=True)
+    assert len(list((tmp_path / "out").glob("s_slice?_mask.tif"))) == 3
+    assert data.reading.channels == [1]
+    assert "from the checkpoint" not in "".join(capsys.readouterr())
+    expected = framework.load(path).predict(values[2, 1])
+    assert np.array_equal(tifffile.imread(tmp_path / "out" / "s_slice2_mask.tif"), expected)
+
+
+def test_pictures_without_contrast_say_which_key_cannot_be(tmp_path) -> None:
+    root = folder(tmp_path / "a")
+    for path in (root / "images").iterdir():
+        tifffile.imwrite(path, np.full((24, 24), 700, np.uint16))
+    with pytest.raises(ConfigError, match=r"model\.origins: multi_otsu does not part the training pictures \(.*random"):
+        trained(root, korigins(origins="multi_otsu"), normalize="none")
