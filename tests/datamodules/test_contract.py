@@ -1,5 +1,7 @@
 """What a network relies on and its settings leave open: the depth of raw intensities, the channels of a file."""
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import tifffile
@@ -145,7 +147,8 @@ def test_masks_and_predictions_in_the_folder_are_no_pictures(tmp_path, capsys) -
     names = ["a.tif", "a_mask.tif", "a_mask_2.tif", "b.tif", "b_overlay.png", "b_probabilities.tif", "c_mask.tif"]
     data = SegmentationDataModule(str(flat(tmp_path / "new", names)), eval_batch_size=1)
     data.setup("predict")
-    assert [pair.name for pair in data.datasets["predict"].pairs] == ["a", "b", "c_mask"]  # c_mask is nobody's
+    files: Any = data.datasets["predict"]
+    assert [pair.name for pair in files.pairs] == ["a", "b", "c_mask"]  # the last is nobody's
     said = capsys.readouterr()
     assert "4 of the 7 pictures in" in said.out + said.err
     assert "are masks or predictions of others there, such as a_mask.tif, and are left out" in said.out + said.err
@@ -155,13 +158,13 @@ def test_predicting_the_test_split_says_so(tmp_path, capsys) -> None:
     root = folder(tmp_path / "a")
     data = SegmentationDataModule(str(root), eval_batch_size=1)
     data.setup("predict")
-    assert len(data.datasets["predict"]) == 1
+    assert len(cast(Any, data.datasets["predict"])) == 1
     said = capsys.readouterr()
     assert "the test split is predicted, 1 of the 4 pictures in" in said.out + said.err
     assert "give data.predict_images: images" in said.out + said.err
     data = SegmentationDataModule(str(root), eval_batch_size=1, predict_images="images")
     data.setup("predict")
-    assert len(data.datasets["predict"]) == 4
+    assert len(cast(Any, data.datasets["predict"])) == 4
     assert "pictures in" not in "".join(capsys.readouterr())
 
 
