@@ -119,6 +119,16 @@ class Reading:
         """As YAML types."""
         return asdict(self)
 
+    def completed(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """A checkpoint's contract, with this one's words on where in a file the network's channels and planes lie.
+
+        Those stay that it leaves open: `axes`, `slices`, and a list of as many `channels` as the network has.
+        """
+        own: dict[str, Any] = {name: getattr(self, name) for name in ("axes", "slices") if stored.get(name) is None}
+        if isinstance(self.channels, list) and stored.get("channels") == len(self.channels):
+            own["channels"] = self.channels
+        return {**stored, **own}
+
     def take_over(self, other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Becomes another contract in place; returns what changed: name -> (was, is)."""
         known = {f.name for f in fields(self)}

@@ -1,6 +1,6 @@
 """What is looked at before training: the headers of all pictures, and masks until one shows an object."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,8 @@ from datamodules.pairing import Pair
 from datamodules.picture import Picture
 from datamodules.planes import check_slices, choose_channels, count_channels
 from datamodules.reading import Reading
-from framework.errors import DataError
+from datamodules.segmentation_data import SegmentationFiles
+from framework.errors import ConfigError, DataError
 
 
 def check_training(pairs: Sequence[Pair], reading: Reading, batch_size: int, crop: int | None) -> None:
@@ -65,12 +66,24 @@ def check_evaluation(pairs: Sequence[Pair], reading: Reading, batch_size: int) -
             raise _sizes_differ(pair, size, pairs[0], first, "data.eval_batch_size: 1")
 
 
-def check_least(pairs: Sequence[Pair], reading: Reading, least: int) -> None:
-    """Refuses pictures that a network cannot halve as often as it wants to; headers alone are read.
+def check_sizes(datasets: Mapping[str, object], reading: Reading, crop: int | None, least: int) -> None:
+    """Refuses what a network cannot halve as often as it wants to; headers alone are read.
+
+    Args:
+        datasets: by split.
+        reading: the input contract.
+        crop: side of training crops.
+        least: pixels of a side.
 
     Raises:
-        DataError: names the first one.
+        ConfigError: the crop. DataError: names the first picture.
     """
+    if crop is not None and crop < least and "train" in datasets:
+        raise ConfigError(
+            f"data.crop: expected at least {least} pixels for the network's poolings, got {crop}; give a larger "
+            "crop, or use a network with fewer poolings"
+        )
+    pairs = [pair for files in datasets.values() if isinstance(files, SegmentationFiles) for pair in files.pairs]
     for path in dict.fromkeys(pair.image for pair in pairs):
         height, width = (side // reading.downscale for side in open_picture(path, reading.axes).size)
         if min(height, width) < least:

@@ -15,10 +15,10 @@ from datamodules.on_device import SegmentationOnDevice
 from datamodules.pairing import Pair
 from datamodules.prediction_files import PredictionFiles
 from datamodules.reading import MasksAre, Normalize, Reading, Slices, Targets
-from datamodules.scan import check_evaluation, check_foreground, check_least, check_training
+from datamodules.scan import check_evaluation, check_foreground, check_sizes, check_training
 from datamodules.segmentation_data import SegmentationFiles
 from datamodules.splits import Splits
-from datamodules.statistics import channel_statistics, class_counts, class_statistics, of_files
+from datamodules.statistics import class_counts, class_statistics, know_channels, of_files
 from framework.distributed import say
 from framework.errors import ConfigError, DataError
 from framework.serialization import class_path
@@ -158,7 +158,7 @@ class SegmentationDataModule(SegmentationOnDevice):
         crop = self.crop if training else None
         if training:
             check_training(pairs, self.reading, self.batch_size, crop)
-            self._know_channels()
+            know_channels(pairs, self.reading)
         else:
             check_evaluation(pairs, self.reading, self.eval_batch_size)
         augmentation = self.augmentation if training else None
@@ -193,8 +193,8 @@ class SegmentationDataModule(SegmentationOnDevice):
         Raises:
             DataError: a class that no training mask holds.
         """
-        self._know_channels()
         pairs = self.splits.pairs("train", self.reading)
+        know_channels(pairs, self.reading)
         files = SegmentationFiles(pairs, self.reading, seed=self.seed, exposure=self.exposure)
         return class_statistics(files, self.reading.class_names)
 
@@ -202,27 +202,9 @@ class SegmentationDataModule(SegmentationOnDevice):
         """(C,) int64 pixels of every class in all training masks; the images are not read."""
         return class_counts(self.splits.pairs("train", self.reading), self.reading)
 
-    def _know_channels(self) -> None:
-        """Mean and deviation per channel over all training images, for `normalize: dataset`."""
-        if self.reading.normalize == "dataset" and self.reading.mean is None:
-            raw = Reading(**{**self.reading.plain(), "normalize": "none"})
-            pairs = [Pair(p.index, p.image, (), p.name, p.part) for p in self.splits.pairs("train", self.reading)]
-            self.reading.mean, self.reading.std = channel_statistics(SegmentationFiles(pairs, raw))
-
     def check_sizes(self, least: int) -> None:
-        """Refuses pictures and training crops with a side below `least` pixels.
-
-        Raises:
-            ConfigError: the crop. DataError: names a picture.
-        """
-        if self.crop is not None and self.crop < least and "train" in self.datasets:
-            raise ConfigError(
-                f"data.crop: expected at least {least} pixels for the network's poolings, got {self.crop}; give a "
-                "larger crop, or use a network with fewer poolings"
-            )
-        for files in self.datasets.values():
-            if isinstance(files, SegmentationFiles):
-                check_least(files.pairs, self.reading, least)
+        """Refuses pictures, by name, and training crops with a side below `least` pixels."""
+        check_sizes(self.datasets, self.reading, self.crop, least)
 
     # ------------------------------------------------------------------ what belongs to a checkpoint
 
@@ -233,17 +215,8 @@ class SegmentationDataModule(SegmentationOnDevice):
         return {"class_path": class_path(type(self)), **self.reading.plain(), **(self._of_files or {})}
 
     def use_preprocessing(self, stored: Mapping[str, Any]) -> None:
-        """Reads files as a checkpoint's network was trained to; says what that changes.
-
-        What only says where in a file the network's channels and planes lie stays as configured, where the checkpoint
-        leaves it open: `axes`, `slices`, and a list of as many `channels` as the network has.
-        """
-        mine, own = self.reading, {}
-        if isinstance(mine.channels, list) and stored.get("channels") == len(mine.channels):
-            own["channels"] = mine.channels
-        own |= {name: getattr(mine, name) for name in ("axes", "slices") if stored.get(name) is None}
-        stored = {**stored, **own}
-        for name, (was, now) in sorted(self.reading.take_over(stored).items()):
+        """Reads files as a checkpoint's network was trained to; says what that changes."""
+        for name, (was, now) in sorted(self.reading.take_over(self.reading.completed(stored)).items()):
             if name not in ("mean", "std", "file_channels") and (name, was) != ("bit_depth", None):
                 say(f"data.{name}: {now!r} from the checkpoint (the configuration had {was!r})")
         for dataset in self.datasets.values():

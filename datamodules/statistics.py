@@ -69,6 +69,14 @@ def channel_statistics(dataset: SegmentationFiles) -> tuple[list[float], list[fl
     return mean.tolist(), np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()
 
 
+def know_channels(pairs: Sequence[Pair], reading: Reading) -> None:
+    """Fills in mean and deviation per channel over all training images, for `normalize: dataset`."""
+    if reading.normalize == "dataset" and reading.mean is None:
+        raw = Reading(**{**reading.plain(), "normalize": "none"})
+        bare = [Pair(p.index, p.image, (), p.name, p.part) for p in pairs]
+        reading.mean, reading.std = channel_statistics(SegmentationFiles(bare, raw))
+
+
 def of_files(pairs: Sequence[Pair], reading: Reading) -> dict[str, int]:
     """What a network relies on and the settings leave open, where all its training files have it in common.
 
