@@ -59,6 +59,8 @@ def pictures_in(folder: Path, key: str) -> dict[str, Path]:
     Raises:
         DataError: no such folder, no picture in it, or two of one stem; `key` names the argument.
     """
+    if folder.is_file():
+        raise DataError(f"{key}: expected a folder, got the file {folder}; give the folder that it lies in")
     if not folder.is_dir():
         raise DataError(f"{key}: there is no folder {folder}; give data.root, data.images and data.masks")
     found = _by_stem(sorted(folder.iterdir()), key)
@@ -98,6 +100,8 @@ def find_pairs(root: Path, images: str, masks: str) -> list[Pair]:
     Raises:
         DataError: folders that are missing or empty, and files without a counterpart.
     """
+    if root.is_file():
+        raise DataError(f"data.root: expected a folder, got the file {root}; give the folder that it lies in")
     if _has_pictures(root / images) or ((root / images).is_dir() and not _split_folders(root / images)):
         return _numbered(_in_two_folders(root / images, root / masks))
     pairs = []

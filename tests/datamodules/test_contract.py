@@ -209,3 +209,10 @@ def test_pictures_without_contrast_say_which_key_cannot_be(tmp_path) -> None:
         tifffile.imwrite(path, np.full((24, 24), 700, np.uint16))
     with pytest.raises(ConfigError, match=r"model\.origins: multi_otsu does not part the training pictures \(.*random"):
         trained(root, korigins(origins="multi_otsu"), normalize="none")
+
+
+@pytest.mark.parametrize("split", ["predict", "fit"])
+def test_a_file_in_place_of_the_folder(tmp_path, split) -> None:
+    (file := tmp_path / "a.tif").write_bytes(b"")
+    with pytest.raises(DataError, match=r"expected a folder, got the file .*a\.tif; give the folder that it lies in"):
+        SegmentationDataModule(str(file)).setup(split)
