@@ -29,6 +29,7 @@ _MASK = re.compile(
 )
 #: what predictions are called beside masks
 _RESULT = re.compile(r"(.+)_(?:overlay|probabilities)")
+_SLICE = re.compile(r"_slice\d+$")
 _IMAGE = re.compile(r"(.+?)[ _.-](?:image|img|raw)", re.IGNORECASE)
 
 
@@ -72,9 +73,12 @@ def pictures_in(folder: Path, key: str) -> dict[str, Path]:
 def results_among(files: Iterable[str]) -> set[str]:
     """Names of a folder to predict that are another one's mask or prediction: that one, and an ending behind it."""
     names = set(files)
+    stems = names | {match[1] for name in names if (match := _IMAGE.fullmatch(name)) is not None}
     found = {name: (_MASK.fullmatch(name), _RESULT.fullmatch(name)) for name in names}
     return {
-        name for name, matches in found.items() if any(match is not None and match[1] in names for match in matches)
+        name
+        for name, matches in found.items()
+        if any(match is not None and not stems.isdisjoint((match[1], _SLICE.sub("", match[1]))) for match in matches)
     }
 
 

@@ -162,7 +162,8 @@ def choose_channels(values: np.ndarray, channels: int | list[int] | None, path: 
         return values
     if channels == 3 and count == 1:
         return np.repeat(values, 3, 0)
+    those = f"a list of the {channels} to take, e.g. {list(range(channels))}, or " if channels < count else ""
     raise DataError(
-        f"data.channels: expected {channels}, but {path} has {count}; give data.channels: {count}, or a list of those "
-        "to take, e.g. [0]"
+        f"data.channels: expected {channels}, but {path} has {count}; give data.channels: {those}{count} for a network "
+        "that is still to be trained (one of a checkpoint keeps the number that it was trained on)"
     )

@@ -174,6 +174,12 @@ class SegmentationMethod(BaseMethod):
 
     on_test_start = on_predict_start = on_fit_start
 
+    def on_validation_start(self) -> None:
+        """As `on_fit_start`, where validation is all that is asked for."""
+        super().on_validation_start()
+        if self.trainer.validating:
+            self.on_fit_start()
+
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`mask` uint8 (B, H, W) under the samples' `index`, and `probabilities` float32 (B, C, H, W) if wanted.
 

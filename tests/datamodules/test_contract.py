@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 import framework
 from callbacks import PredictionWriter
 from datamodules import SegmentationDataModule
+from datamodules.planes import choose_channels
 from framework.errors import ConfigError, DataError
 from models import KMUNet, KOriginsSegmentation
 from tests.datamodules.test_predictions import QUIET
@@ -154,6 +155,19 @@ def test_masks_and_predictions_in_the_folder_are_no_pictures(tmp_path, capsys) -
     assert "are masks or predictions of others there, such as a_mask.tif, and are left out" in said.out + said.err
 
 
+def test_masks_of_slices_and_of_named_images_are_no_pictures(tmp_path) -> None:
+    names = ["s.tif", "s_slice1_mask.tif", "s_slice1_overlay.png", "p_image.tif", "p_mask.tif", "t_slice1_mask.tif"]
+    data = SegmentationDataModule(str(flat(tmp_path / "new", names)), eval_batch_size=1)
+    data.setup("predict")
+    assert [pair.name for pair in cast(Any, data.datasets["predict"]).pairs] == ["p_image", "s", "t_slice1_mask"]
+
+
+def test_the_advice_on_channels_can_be_followed() -> None:
+    said = r"expected 2, but x has 5; give data\.channels: a list of the 2 to take, e\.g\. \[0, 1\], or 5 for a network"
+    with pytest.raises(DataError, match=said):
+        choose_channels(np.zeros((5, 4, 4)), 2, "x")
+
+
 def test_predicting_the_test_split_says_so(tmp_path, capsys) -> None:
     root = folder(tmp_path / "a")
     data = SegmentationDataModule(str(root), eval_batch_size=1)
@@ -168,14 +182,18 @@ def test_predicting_the_test_split_says_so(tmp_path, capsys) -> None:
     assert "pictures in" not in "".join(capsys.readouterr())
 
 
-@pytest.mark.parametrize("verb", ["fit", "test", "predict"])
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
 def test_a_picture_that_is_too_small_is_named_before_any_is_looked_at(tmp_path, verb) -> None:
     root = folder(tmp_path / "a")
     for part in ("images", "masks"):
         tifffile.imwrite(root / part / "3.tif", np.full((5, 60), 255, np.uint8))
     data = SegmentationDataModule(str(root), batch_size=1, eval_batch_size=1, val_fraction=0, predict_images="images")
     trainer = Trainer(**QUIET, default_root_dir=tmp_path)
-    said = r"expected at least 8 x 8 pixels for the network's poolings, got 5 x 60 in .*3\.tif; leave it out"
+    said = r"expected at least 8 x 8 pixels for the network's poolings, got 5 x 60 in .*[0-3]\.tif; leave it out"
+    if verb == "validate":
+        for file in root.rglob("*.tif"):
+            tifffile.imwrite(file, np.full((5, 60), 255, np.uint8))
+        data = SegmentationDataModule(str(root), eval_batch_size=1)
     if verb == "fit":
         data = SegmentationDataModule(str(root), batch_size=1, val_fraction=0, test_fraction=0)
     with pytest.raises(DataError, match=said):

@@ -235,7 +235,10 @@ def _values(values: ArrayLike | torch.Tensor, classes: int) -> Array:
     if not np.isfinite(v).all():
         raise DataError("values: they hold NaN or infinite intensities; give finite ones")
     if np.unique(v).size < classes:
-        raise DataError(f"values: expected at least classes={classes} distinct levels, got {np.unique(v).size}")
+        raise DataError(
+            f"values: expected at least classes={classes} distinct levels, got {np.unique(v).size}; give values with "
+            "contrast, or fewer classes"
+        )
     return v
 
 
