@@ -220,6 +220,25 @@ def test_pruning_with_moments_keeps_the_mean_of_every_output(name, base) -> None
     assert (layer.edge_strength(moments["layer"])[:, 1] == 0).all()
 
 
+@pytest.mark.parametrize("removed", ["a position of every output", "a whole output"])
+def test_pruning_keeps_the_mean_where_no_edge_stays(removed) -> None:
+    """The mean of a position without edges goes to another one, that of an output without edges to its bias."""
+    torch.manual_seed(0)
+    layer, x = KANConv2d(4, 3, 3, bias=True), torch.randn(500, 4, 1, 1).expand(-1, -1, 4, 4)
+    with torch.no_grad():
+        layer.coefficients[: layer.basis] += torch.randn(layer.basis, *layer.mask.shape)
+    with observe({"layer": layer}) as moments:
+        before = layer(x)
+    keep = torch.ones_like(layer.live)
+    if removed == "a whole output":
+        keep[0] = False
+    else:
+        keep[:, :, 0, 2] = False
+    layer.prune_edges(keep, moments["layer"])
+    torch.testing.assert_close(layer(x).mean([0, 2, 3]), before.mean([0, 2, 3]), rtol=1e-2, atol=2e-2)
+    assert bool(layer.live.flatten(1).any(1).all()) == (removed != "a whole output")
+
+
 @pytest.mark.parametrize("name", SPLINES)
 def test_moments_of_another_grid_are_refused(name) -> None:
     layer, x, _ = built(name)
