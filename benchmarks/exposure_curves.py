@@ -36,10 +36,8 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _panel(axis: Axes, frame: pd.DataFrame, panel: int) -> None:
-    for (network, normalisation, exposure), group in frame.groupby(
-        ["network", "normalisation", "exposure"], sort=False
-    ):
-        place, line = LINES[str(normalisation), str(exposure)]
+    for (network, given, exposure), group in frame.groupby(AXES, sort=False):
+        place, line = LINES[str(given), str(exposure)]
         if place != panel:
             continue
         color, _ = NETWORKS[str(network).removesuffix(" normalised")]

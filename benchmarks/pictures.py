@@ -100,14 +100,13 @@ FROM_RUNS = {
 DATA = {"kmunet/bitdepth16_instances": Path("../shared/data/bitdepth_nucseg_16bit")}
 FROM_TABLES = {
     "korigins_contrast": Table(("korigins_contrast",), heat_maps),
+    "korigins_exposure": Table(
+        ("korigins_microscopy", "korigins_microscopy_dsb", "korigins_microscopy_floor"), exposure
+    ),
     "key_filters_operators": Table(("key_filters_fits",), operators),
     "key_filters_replacement": Table(("key_filters_replacement",), mobilenetv2),
     "spline_pareto": Table(("spline_forms",), spline_pareto),
 }
-if (RESULTS / "korigins_microscopy_dsb.csv").is_file():  # from then on the page has to show it
-    FROM_TABLES["korigins_exposure"] = Table(
-        ("korigins_microscopy", "korigins_microscopy_dsb", "korigins_microscopy_floor"), exposure
-    )
 OVERVIEW = "overview"
 OVERVIEW_SOURCES = ("key_filters_replacement", "key_filters_fits")
 CAPTIONS = {

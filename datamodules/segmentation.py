@@ -81,8 +81,9 @@ class SegmentationDataModule(SegmentationOnDevice):
         DataError: folders or files that are missing or broken.
     """
 
-    #: what PredictionWriter wants, and the files that it is given
+    #: what all training files have in common, once it has been asked for
     _of_files: dict[str, int] | None = None
+    #: what PredictionWriter wants, and the files that it is given
     _wanted: tuple[Path, Mapping[str, Any], Callable[[], dict[str, Any]]] | None = None
     _files: PredictionFiles | None = None
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from benchmarks.exposure_curves import AXES, chosen
 from benchmarks.microscopy import EXPOSURES
-from benchmarks.tables.common import RESULTS, markdown, provenance, read, spread, table
+from benchmarks.tables.common import markdown, provenance, read, spread, table
 
 HEADER = ["network", "input", "trained", "rate", *(f"F1, x {e:g}" for e in EXPOSURES), "AP, x 1", "Dice, x 1",
           "parameters"]  # fmt: skip
-AXES = ["network", "normalisation", "exposure"]
 
 
 def measured(group: pd.DataFrame) -> list[str]:
@@ -22,23 +22,22 @@ def of_nuclei(name: str, floor: str) -> str:
     """One row per network, input and training exposure, at the rate that all seeds ran; below it the floor."""
     frame, below = read(name), read("korigins_microscopy_floor")
     rows = []
-    for (network, normalisation, exposure), group in frame.groupby(AXES, sort=False):
-        # only the better rate has every seed
-        rate = group["rate"].value_counts(sort=True).index[0]
-        chosen = group[group["rate"] == rate]
+    for (network, normalisation, exposure), group in chosen(frame).groupby(AXES, sort=False):
         title = str(network).removesuffix(" normalised")
-        cells = [title, str(normalisation), str(exposure), rate]
-        rows.append([*cells, *measured(chosen), chosen["parameters"].iloc[0]])
+        cells = [title, str(normalisation), str(exposure), group["rate"].iloc[0]]
+        rows.append([*cells, *measured(group), group["parameters"].iloc[0]])
     for classes, group in below[below["data"] == floor].groupby("classes", sort=False):
         rows.append([f"Multi-Otsu, {classes} classes, watershed", "percentile", "", "", *measured(group), ""])
     return markdown(HEADER, rows) + provenance(frame) + provenance(below)
 
 
+@table
 def korigins_microscopy() -> str:
     """BitDepth_NucSeg, 16 bits."""
     return of_nuclei("korigins_microscopy", "BitDepth_NucSeg")
 
 
+@table
 def korigins_microscopy_dsb() -> str:
     """DSB 2018, 8 bits."""
     return of_nuclei("korigins_microscopy_dsb", "DSB 2018")
@@ -70,8 +69,3 @@ def korigins_how_many() -> str:
         return ", ".join(group.sort_values("seed")["epochs_to_goal"])
 
     return by_count("korigins_how_many", "epochs to 0.99 IoU, one per seed", epochs)
-
-
-for shown in (korigins_microscopy, korigins_microscopy_dsb):
-    if (RESULTS / f"{shown.__name__}.csv").is_file():  # from then on the page has to show it
-        table(shown)

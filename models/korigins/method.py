@@ -146,7 +146,8 @@ class KOriginsSegmentation(SegmentationMethod):
     def initialise(self, data: LightningDataModule | None) -> None:
         """Origins, input standardisation, thresholds and class weights from the training images."""
         super().initialise(data)
-        if isinstance(data, HasPreprocessing) and data.preprocessing().get("normalize") == "none":
+        given = data.preprocessing() if isinstance(data, HasPreprocessing) else {}
+        if self.origins != "none" and given.get("normalize") == "none":
             largest = float(np.abs(self._training_intensities(4)).max(initial=0))
             if 0 < largest <= SMALL:
                 _refuse_small(self, f"the pictures hold values up to {largest:.3g}", "the camera's numbers")
