@@ -146,7 +146,7 @@ class KOriginsSegmentation(SegmentationMethod):
     def initialise(self, data: LightningDataModule | None) -> None:
         """Origins, input standardisation, thresholds and class weights from the training images."""
         super().initialise(data)
-        given = data.preprocessing() if isinstance(data, HasPreprocessing) else {}
+        given: dict[str, Any] = data.preprocessing() if isinstance(data, HasPreprocessing) else {}
         if self.origins != "none" and given.get("normalize") == "none":
             largest = float(np.abs(self._training_intensities(4)).max(initial=0))
             if 0 < largest <= SMALL:
