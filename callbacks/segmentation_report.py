@@ -19,7 +19,7 @@ from framework.metrics.instances import THRESHOLDS
 from framework.metrics.segmentation import without_class
 from framework.nn.filters.replacement import evaluating
 from framework.outputs import optional_output
-from framework.protocols import MeasuresSamples, NamesSamples
+from framework.protocols import HasClassNames, MeasuresSamples, NamesSamples
 
 
 class SegmentationReport(Callback):
@@ -75,7 +75,8 @@ class SegmentationReport(Callback):
         if together is not None:
             _write(folder / "test_instances.csv", pd.DataFrame(together.by_threshold()))
         if self.figures:
-            save_figure(trainer, "confusion", confusion_matrix(confusion))
+            names = data.class_names if isinstance(data, HasClassNames) else None
+            save_figure(trainer, "confusion", confusion_matrix(confusion, names))
             if together is not None:
                 curves = together.by_threshold()
                 shown = {"F1": curves["f1"], "average precision": curves["ap"], "panoptic quality": curves["pq"]}

@@ -225,8 +225,8 @@ def in_folds(pairs: Sequence[Pair], fold: int, folds: int) -> dict[str, list[Pai
 
 
 def from_file(path: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
-    """The splits of a CSV with columns `id` (name, ending or not) and `split`; images of another split are left out
-    with a warning.
+    """The splits of a CSV with columns `id` (name, ending or not) and `split`; images of another split are left out,
+    and rows of images that are not there passed over, with a warning each.
 
     The habits of spreadsheets are taken: a byte-order mark, `;` or tabs, blanks around values, `Train`, `validation`.
 
@@ -249,6 +249,12 @@ def from_file(path: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
     if missing:
         raise DataError(
             f"data.split_file: {path} has no row for {len(missing)} images, first {few(missing, 1).split(' and ')[0]}"
+        )
+    strangers = sorted(assigned.keys() - {_id(p) for p in pairs}, key=natural)
+    if strangers:
+        rank_zero_warn(
+            f"data.split_file: {len(strangers)} of the {len(assigned)} images that {path} names are not there, first "
+            f"{strangers[0]}; their rows are passed over"
         )
     other = [p for p in pairs if assigned[_id(p)] not in _TAKEN]
     if other:

@@ -128,9 +128,11 @@ def image_of(
     colour = picture.colour
     if picture.palette is not None:
         samples, colour = _from_palette(picture, samples[0])
-    values = samples.astype(np.float32)
+    with np.errstate(over="ignore"):
+        values = samples.astype(np.float32)
     if not np.isfinite(values).all():
-        raise DataError(f"data: {path} holds NaN or infinite values")
+        beyond = f"values beyond {np.finfo(np.float32).max:.4g}, the largest of float32"
+        raise DataError(f"data: {path} holds {beyond if np.isfinite(samples).all() else 'NaN or infinite values'}")
     if channels == 1 and colour and len(values) - picture.alpha == 3:
         # of interleaved pixels, alpha among them: the order of the sum decides the last bit
         return np.ascontiguousarray(

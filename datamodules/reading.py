@@ -115,6 +115,14 @@ class Reading:
             return ["0 (background)", "1 (inside)", "2 (border)"]
         return ["0 (background)", *(f"{level} (distance level)" for level in range(1, 1 + self.levels))]
 
+    @property
+    def class_words(self) -> list[str]:
+        """What a figure calls the classes."""
+        if self.masks_are == "instances" and self.targets == "border":
+            return ["background", "inside", "border"]
+        kind = "distance level" if self.masks_are == "instances" else "class"
+        return ["background", *(f"{kind} {c}" for c in range(1, self.num_classes))]
+
     def plain(self) -> dict[str, Any]:
         """As YAML types."""
         return asdict(self)

@@ -12,11 +12,10 @@ from datamodules.exposure import Exposure, evaluation_exposure, training_exposur
 from datamodules.large import LargePicture
 from datamodules.leaks import warn_of_shared
 from datamodules.on_device import SegmentationOnDevice
-from datamodules.pairing import Pair
 from datamodules.prediction_files import PredictionFiles
 from datamodules.reading import MasksAre, Normalize, Reading, Slices, Targets
 from datamodules.scan import check_evaluation, check_foreground, check_sizes, check_training
-from datamodules.segmentation_data import SegmentationFiles
+from datamodules.segmentation_data import SegmentationFiles, checked_cache
 from datamodules.splits import Splits
 from datamodules.statistics import class_counts, class_statistics, know_channels, of_files
 from framework.distributed import say
@@ -27,9 +26,9 @@ from framework.serialization import class_path
 class SegmentationDataModule(SegmentationOnDevice):
     """Images and masks paired by name, as people lay them out; every format and depth of `datamodules.io`.
 
-    The splits are those of `split_file`, of `fold`, of folders `train`, `val`, `test`, or else blocks in natural order:
-    train first, then validation, then test, because neighbouring slices of a stack are alike and must not fall on both
-    sides.
+    The splits are those of `split_file`, of `fold`, of folders `train`, `val`, `test` (without `val` the last
+    `val_fraction` of the training pictures validate), or else blocks in natural order: train first, then validation,
+    then test, because neighbouring slices of a stack are alike and must not fall on both sides.
 
     Args:
         root: folder of the data set.
@@ -139,7 +138,7 @@ class SegmentationDataModule(SegmentationOnDevice):
         files: dict[str, Any] = {"images": images, "masks": masks, "predict_images": predict_images}
         files |= {"split_file": split_file, "val_fraction": val_fraction, "test_fraction": test_fraction}
         self.splits = Splits(self.root, **files, train_images=train_images, fold=fold, folds=folds)
-        self.crop, self.cache = crop, cache
+        self.crop, self.cache = crop, checked_cache(cache)
         self.augmentation = Augmentation(flip=flip, rotate=rotate, scale=scale, elastic=elastic, intensity=intensity)
 
     # ------------------------------------------------------------------ datasets
@@ -163,8 +162,7 @@ class SegmentationDataModule(SegmentationOnDevice):
         else:
             check_evaluation(pairs, self.reading, self.eval_batch_size)
         augmentation = self.augmentation if training else None
-        exposures = {"train": self.exposure, "predict": Exposure()}
-        exposure = exposures.get(split, self.eval_exposure)
+        exposure = {"train": self.exposure, "predict": Exposure()}.get(split, self.eval_exposure)
         return SegmentationFiles(
             pairs, self.reading, augmentation, crop, self.seed, self.cache, split == "test", exposure
         )
@@ -172,11 +170,8 @@ class SegmentationDataModule(SegmentationOnDevice):
     def sample_name(self, index: int) -> str:
         """Name of a sample of the split that is tested or predicted: its image's, without the ending."""
         split: Literal["test", "predict"] = "test" if self.trainer is not None and self.trainer.testing else "predict"
-        return self._by_index(split)[index].name
-
-    def _by_index(self, split: Literal["test", "predict"] = "predict") -> dict[int, Pair]:
         dataset: Any = self.datasets.get(split) or self.configure_dataset(split)
-        return {pair.index: pair for pair in dataset.pairs}
+        return next(pair.name for pair in dataset.pairs if pair.index == index)
 
     # ------------------------------------------------------------------ what is known of the data
 
@@ -184,6 +179,11 @@ class SegmentationDataModule(SegmentationOnDevice):
     def num_classes(self) -> int:
         """Classes of a mask, background included."""
         return self.reading.num_classes
+
+    @property
+    def class_names(self) -> list[str]:
+        """What a figure calls them."""
+        return self.reading.class_words
 
     def class_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation of every class in 16 whole training images, each (C, N), background first.
@@ -219,7 +219,7 @@ class SegmentationDataModule(SegmentationOnDevice):
         """Reads files as a checkpoint's network was trained to; says what that changes."""
         for name, (was, now) in sorted(self.reading.take_over(self.reading.completed(stored)).items()):
             if name not in ("mean", "std", "file_channels") and (name, was) != ("bit_depth", None):
-                say(f"data.{name}: {now!r} from the checkpoint (the configuration had {was!r})")
+                say(f"data.{name}: {now!r} from the checkpoint in place of {was!r}")
         for dataset in self.datasets.values():
             if isinstance(dataset, SegmentationFiles):
                 dataset.forget()
@@ -240,10 +240,9 @@ class SegmentationDataModule(SegmentationOnDevice):
         super().setup(stage)
         if begins:
             check_foreground(self.splits.pairs("train", self.reading), self.reading)
-            files: list[Any] = [self.datasets[split] for split in ("train", "val")]
             # slices of one file may well be parted
-            train, val = ([pair.image for pair in getattr(f, "pairs", ()) if pair.part is None] for f in files)
-            warn_of_shared(train, val)
+            both = (getattr(self.datasets[split], "pairs", ()) for split in ("train", "val"))
+            warn_of_shared(*([pair.image for pair in pairs if pair.part is None] for pairs in both))
 
     def want_predictions(self, folder: Path, options: Mapping[str, Any], plan: Callable[[], dict[str, Any]]) -> None:
         """For PredictionWriter: where the predictions go; the files are begun when the network is complete."""

@@ -15,7 +15,7 @@ from datamodules.pairing import Pair
 from datamodules.picture import Picture
 from datamodules.planes import check_count, count_channels, image_of
 from datamodules.reading import Reading
-from framework.errors import DataError
+from framework.errors import ConfigError, DataError
 
 
 def shrink(image: np.ndarray, mask: np.ndarray | None, factor: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -65,6 +65,13 @@ def normalized(image: np.ndarray, reading: Reading, bit_depth: int) -> np.ndarra
         mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (reading.mean, reading.std))
         return (image - mean) / np.maximum(std, np.float32(1e-6))
     return image / np.float32(2**bit_depth - 1) if how == "depth" else image
+
+
+def checked_cache(cache: bool | int) -> bool | int:
+    """`data.cache`, or ConfigError for room below nothing."""
+    if cache < 0:
+        raise ConfigError(f"data.cache: expected true, false or megabytes from 0 on, got {cache}")
+    return cache
 
 
 class SegmentationFiles(Dataset):

@@ -94,7 +94,10 @@ class Splits:
         if self.fold is not None:
             return in_folds(pairs, self.fold, self.folds)
         if any(pair.split for pair in pairs):
-            return {s: [p for p in pairs if p.split == s] for s in ("train", "val", "test")}
+            parts = {s: [p for p in pairs if p.split == s] for s in ("train", "val", "test")}
+            if not parts["val"]:
+                parts |= in_blocks(parts["train"], self.val_fraction, 0) | {"test": parts["test"]}
+            return parts
         return in_blocks(pairs, self.val_fraction, self.test_fraction)
 
 

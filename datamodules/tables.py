@@ -1,5 +1,6 @@
 """Tables that people write: CSV files out of spreadsheets."""
 
+import codecs
 import csv
 import io
 from collections.abc import Collection
@@ -9,7 +10,8 @@ from framework.errors import DataError
 
 
 def read_table(path: Path, columns: Collection[str], more: Collection[str] = ()) -> list[dict[str, str]]:
-    """The rows of a CSV, with the habits of spreadsheets: UTF-8 with or without a mark, `,`, `;` or tabs, blanks.
+    """The rows of a CSV, with the habits of spreadsheets: UTF-8 with or without a mark, UTF-16 with one, `,`, `;` or
+    tabs, blanks.
 
     Args:
         path: the file.
@@ -24,7 +26,9 @@ def read_table(path: Path, columns: Collection[str], more: Collection[str] = ())
     """
     needs = f"columns {' and '.join(columns)}" + (f" (and {', '.join(more)})" if more else "")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
         header = text.split("\n", 1)[0]
         delimiter = max(",;\t", key=header.count)
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))

@@ -48,7 +48,8 @@ class HasClassCounts(Protocol):
 
 @runtime_checkable
 class HasClassNames(Protocol):
-    """A data module whose labels have names: MasterKeyClassifier compares their number with its own."""
+    """A data module whose labels have names: MasterKeyClassifier compares their number with its own, and
+    SegmentationReport writes them beside its confusions."""
 
     @property
     def class_names(self) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from callbacks import SegmentationReport
+from callbacks import SegmentationReport, segmentation_report
 from datamodules import SegmentationDataModule
 from datamodules.masks import instance_classes
 from framework.errors import ConfigError
@@ -110,6 +110,11 @@ def test_tables_hold_every_image_and_the_whole(cells: Path, run: Any, kind: str)
 
 def test_worst_median_and_best_are_drawn(cells: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
+    named: list[Any] = []
+    drawn = segmentation_report.confusion_matrix
+    monkeypatch.setattr(
+        segmentation_report, "confusion_matrix", lambda counts, names: (named.append(names), drawn(counts, names))[1]
+    )
     plain = RecitingKMUNet.sample_figures
     monkeypatch.setattr(
         RecitingKMUNet, "sample_figures", lambda self, s, t: (seen.append((s, t)), plain(self, s, t))[1]
@@ -120,6 +125,7 @@ def test_worst_median_and_best_are_drawn(cells: Path, run: Any, monkeypatch: pyt
         p.name for p in (folder / "figures").iterdir()
     }
     table = pd.read_csv(folder / "test_images.csv").iloc[:-1].set_index("image").sort_values(["ap", "dice"])
+    assert named == [["background", "inside", "border"]]
     ((samples, titles),) = seen
     chosen = [table.index[0], table.index[3], table.index[-1]]
     assert [t.split("\n")[0] for t in titles] == [

@@ -217,6 +217,7 @@ def test_a_grey_cmyk_jpeg_is_grey(tmp_path: Path) -> None:
         ("array.npy", lambda p: np.save(p, RGB), r"give data\.axes with a letter for each"),
         ("complex.tif", tiff(U8.astype(np.complex64)), "expected whole or floating numbers, got complex64"),
         ("nan.tif", tiff(np.full(SIZE, np.nan, np.float32)), "holds NaN or infinite"),
+        ("huge.tif", tiff(np.full(SIZE, 1e39)), r"holds values beyond 3\.403e\+38, the largest of float32"),
         ("lab.tif", lambda p: Image.new("LAB", (4, 4)).save(p), "TIFF in CIELAB"),
         ("moving.png", lambda p: Image.fromarray(U8).save(p, save_all=True, append_images=[Image.fromarray(U8.T)]),
          "animation of 2 pictures"),

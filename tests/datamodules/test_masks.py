@@ -241,6 +241,16 @@ def test_habits_of_spreadsheets(tmp_path: Path, text: str) -> None:
     assert [names(tmp_path, s, split_file="split.csv") for s in ("train", "val", "test")] == [["a"], ["b"], ["c"]]
 
 
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-be"])
+def test_unicode_text_of_spreadsheets(tmp_path: Path, coding: str) -> None:
+    for n in ("ä", "b"):
+        for part in ("images", "masks"):
+            save(tmp_path / part / f"{n}.png", 1)
+    mark = "" if coding == "utf-16" else "\ufeff"
+    (tmp_path / "split.csv").write_text(f"{mark}id\tsplit\r\nä\ttrain\r\nb\tval\r\n", encoding=coding, newline="")
+    assert [names(tmp_path, s, split_file="split.csv") for s in ("train", "val")] == [["ä"], ["b"]]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -265,6 +275,27 @@ def test_images_of_another_split_are_left_out_with_a_warning(tmp_path: Path) -> 
     (tmp_path / "split.csv").write_text("id,split\na,train\nb,trian\nc,val\n")
     with pytest.warns(UserWarning, match=r"split.csv leaves 1 of 3 images out, their split is 'trian'"):
         assert names(tmp_path, "train", split_file="split.csv") == ["a"]
+
+
+def test_rows_of_images_that_are_not_there_are_warned_of(tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        save(tmp_path / part / "a.png", 1)
+    (tmp_path / "split.csv").write_text("id,split\na,train\nb10,val\nb9,trian\n")
+    with pytest.warns(
+        UserWarning, match=r"2 of the 3 images that .*split.csv names are not there, first b9; their rows"
+    ):
+        assert names(tmp_path, "train", split_file="split.csv") == ["a"]
+
+
+def test_without_a_folder_val_the_last_training_pictures_validate(tmp_path: Path) -> None:
+    for split, count in (("train", 10), ("test", 3)):
+        for i in range(count):
+            for part in ("images", "masks"):
+                save(tmp_path / split / part / f"{split}{i}.png", 1)
+    assert names(tmp_path, "train", val_fraction=0.3) == [f"train{i}" for i in range(7)]
+    assert names(tmp_path, "val", val_fraction=0.3) == ["train7", "train8", "train9"]
+    assert names(tmp_path, "test", val_fraction=0.3) == ["test0", "test1", "test2"]
+    assert len(names(tmp_path, "train", val_fraction=0)) == 10
 
 
 def test_a_class_that_training_never_shows_is_named(tmp_path: Path) -> None:

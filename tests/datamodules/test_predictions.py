@@ -186,7 +186,7 @@ def test_evaluation_reads_files_as_the_network_was_trained_to(
             (figures,) = fresh.test(loaded, other, verbose=False)
         assert figures == pytest.approx(right), given
         said = capsys.readouterr().out
-        assert "data.normalize: 'dataset' from the checkpoint (the configuration had 'none')" in said
+        assert "data.normalize: 'dataset' from the checkpoint in place of 'none'" in said
         assert other.reading == data.reading
     torch.load(path, weights_only=True)
 

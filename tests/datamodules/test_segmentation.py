@@ -189,6 +189,7 @@ def test_generated_cells_are_a_function_of_seed_and_index() -> None:
         ({"labels": [0, 0]}, "data.labels"),
         ({"val_fraction": 0.6, "test_fraction": 0.5}, "data.val_fraction, data.test_fraction"),
         ({"crop": 0}, "data.crop: expected at least 1"),
+        ({"cache": -1}, "data.cache: expected true, false or megabytes from 0 on, got -1"),
         ({"elastic": -1.0}, "data.elastic"),
     ],
 )
