@@ -131,9 +131,18 @@ class Reading:
         """A checkpoint's contract, with this one's words on where in a file the network's channels and planes lie.
 
         Those stay that it leaves open: `axes`, `slices`, and a list of as many `channels` as the network has.
+
+        Raises:
+            ConfigError: a list of other than that many.
         """
         own: dict[str, Any] = {name: getattr(self, name) for name in ("axes", "slices") if stored.get(name) is None}
-        if isinstance(self.channels, list) and stored.get("channels") == len(self.channels):
+        count = stored.get("channels")
+        if isinstance(self.channels, list) and isinstance(count, int):
+            if count != len(self.channels):
+                raise ConfigError(
+                    f"data.channels: expected a list of {count}, as many as the network of the checkpoint takes, got "
+                    f"{self.channels}"
+                )
             own["channels"] = self.channels
         return {**stored, **own}
 

@@ -219,6 +219,11 @@ def test_what_the_checkpoint_leaves_open_stays_as_configured(tmp_path, capsys) -
     assert "from the checkpoint" not in "".join(capsys.readouterr())
     expected = framework.load(path).predict(values[2, 1])
     assert np.array_equal(tifffile.imread(tmp_path / "out" / "s_slice2_mask.tif"), expected)
+    data = SegmentationDataModule(str(stack), slices="each", channels=[0, 1], eval_batch_size=1)
+    with pytest.raises(
+        ConfigError, match=r"data\.channels: expected a list of 1, .* of the checkpoint .* got \[0, 1\]"
+    ):
+        Trainer(**QUIET).predict(KMUNet(width=2, stages=1), data, ckpt_path=path, weights_only=True)
 
 
 def test_pictures_without_contrast_say_which_key_cannot_be(tmp_path) -> None:
