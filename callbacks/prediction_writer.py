@@ -1,14 +1,16 @@
 """Predictions as files named by sample."""
 
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from skimage import io
 
 from callbacks.tile_progress import tile_progress
 from framework.distributed import agreed_run_folder, checksum, say
@@ -86,13 +88,10 @@ class PredictionWriter(BasePredictionWriter):
         """Lightning's hook.
 
         Raises:
-            ConfigError: `predict_step` does not return a mapping with `index`. DataError: no room.
+            ConfigError: `predict_step` does not return a mapping with `index` and a value for each in every other key.
+            DataError: no room.
         """
-        if not isinstance(prediction, Mapping) or "index" not in prediction:
-            raise ConfigError(
-                f"PredictionWriter: expected a mapping with the key 'index' from predict_step of "
-                f"{type(pl_module).__name__}, got {type(prediction).__name__}"
-            )
+        _check(prediction, pl_module)
         data = getattr(trainer, "datamodule", None)
         indices = prediction["index"].tolist()
         if set(prediction) == {"index"} and isinstance(data, WritesPredictions):
@@ -154,11 +153,30 @@ def _step(step: Any) -> None:
         raise _Stopped
 
 
+def _check(prediction: Any, module: LightningModule) -> None:
+    """Raises ConfigError for anything but a mapping of tensors of one length, `index` among them."""
+    asked = f"from predict_step of {type(module).__name__}"
+    if not isinstance(prediction, Mapping) or "index" not in prediction:
+        got = f"the keys {', '.join(prediction)}" if isinstance(prediction, Mapping) else type(prediction).__name__
+        raise ConfigError(f"PredictionWriter: expected a mapping with the key 'index' {asked}, got {got}")
+    lengths = {
+        key: len(value) if isinstance(value, torch.Tensor) and value.dim() > 0 else None
+        for key, value in prediction.items()
+    }
+    for key, length in lengths.items():
+        if length is None or length != lengths["index"]:
+            got = type(prediction[key]).__name__ if length is None else f"one of length {length}"
+            expected = "a tensor with" if key == "index" else f"a tensor of length {lengths['index']} with"
+            raise ConfigError(
+                f"PredictionWriter: expected {expected} a value for each sample in {key!r} {asked}, got {got}"
+            )
+
+
 def _check_same(path: Path, array: np.ndarray) -> None:
     """Lets a run that goes on meet its own files, and raises ConfigError for all others."""
     try:
-        there = np.load(path) if path.suffix == ".npy" else io.imread(path)
-    except (OSError, ValueError):
+        there = np.load(path) if path.suffix == ".npy" else imagecodecs.png_decode(path.read_bytes())
+    except (OSError, ValueError, RuntimeError):  # the last is imagecodecs' own
         there = None
     if there is None or not np.array_equal(there, array):
         raise ConfigError(f"{path} is there already, and no file is replaced; give another output_dir or move it")
@@ -167,14 +185,22 @@ def _check_same(path: Path, array: np.ndarray) -> None:
 def _write(folder: Path, name: str, array: np.ndarray) -> None:
     """Raises DataError where there is no room, ConfigError where another file has that name."""
     is_picture = array.dtype in (np.uint8, np.uint16) and (array.ndim == 2 or (array.ndim == 3 and array.shape[0] == 3))
+    if is_picture:
+        array = np.ascontiguousarray(np.moveaxis(array, 0, -1) if array.ndim == 3 else array)
     path = folder / f"{name}.{'png' if is_picture else 'npy'}"
     if path.exists():
-        _check_same(path, array if not is_picture or array.ndim == 2 else array.transpose(1, 2, 0))
+        _check_same(path, array)
         return
+    part = folder / f".{path.name}.{os.getpid()}.part"
     try:
-        if is_picture:
-            io.imsave(path, array if array.ndim == 2 else array.transpose(1, 2, 0), check_contrast=False)
-        else:
-            np.save(path, array)
+        with part.open("wb") as file:
+            if is_picture:
+                file.write(imagecodecs.png_encode(array))
+            else:
+                np.save(file, array)
+        part.replace(path)
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror or error}); make room") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pandas as pd
 import pytest
 import tifffile
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from callbacks import PredictionWriter
 from datamodules import SegmentationDataModule, predictions
@@ -235,3 +237,64 @@ def test_an_eight_bit_picture_of_one_kind_is_written_with_its_own_name(tmp_path:
     trainer = Trainer(**QUIET, callbacks=[PredictionWriter(str(tmp_path / "out"))], default_root_dir=tmp_path)
     trainer.predict(Threshold(width=2, stages=1), data, return_predictions=False)
     assert tifffile.imread(tmp_path / "out" / "a b ä_mask.tif").tolist() == [[255] * 7] * 9
+
+
+class Says(LightningModule):
+    """Predicts what it is given."""
+
+    def __init__(self, prediction: Any) -> None:
+        super().__init__()
+        self.prediction = prediction
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.prediction
+
+
+def said(prediction: Any, folder: Path) -> None:
+    trainer = Trainer(**QUIET, callbacks=[PredictionWriter(str(folder))])
+    trainer.predict(Says(prediction), DataLoader(torch.zeros(1)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "ending"),
+    [
+        ((4, 6), torch.uint8, "png"), ((4, 6), torch.uint16, "png"), ((3, 4, 6), torch.uint8, "png"),
+        ((3, 4, 6), torch.uint16, "png"), ((4, 3, 6), torch.uint8, "npy"), ((3, 2, 4, 6), torch.uint8, "npy"),
+        ((6,), torch.uint8, "npy"), ((4, 6), torch.int64, "npy"), ((3, 4, 6), torch.float32, "npy"),
+    ],
+)  # fmt: skip
+def test_what_is_a_picture_becomes_one_and_all_else_an_array(
+    tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype, ending: str
+) -> None:
+    values = (torch.arange(2 * np.prod(shape)).reshape(2, *shape) % 251).to(dtype)
+    for _ in range(2):  # the second time it meets its own files
+        said({"index": torch.tensor([3, 5]), "x": values}, tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"00000{i}_x.{ending}" for i in (3, 5)]
+    for i, value in zip((3, 5), values.numpy(), strict=True):
+        path = tmp_path / "out" / f"00000{i}_x.{ending}"
+        read = (
+            np.load(path) if ending == "npy" else imagecodecs.imread(path)
+        )  # scikit-image reads deep colour as 8 bits
+        assert read.dtype == value.dtype
+        assert np.array_equal(read, value.transpose(1, 2, 0) if ending == "png" and value.ndim == 3 else value)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "message"),
+    [
+        (torch.zeros(2), "expected a mapping with the key 'index' from predict_step of Says, got Tensor"),
+        ({"x": torch.zeros(2)}, "with the key 'index' from predict_step of Says, got the keys x"),
+        (
+            {"index": [0, 1], "x": torch.zeros(2)},
+            "expected a tensor with a value for each sample in 'index' .* got list",
+        ),
+        ({"index": torch.tensor(0), "x": torch.zeros(1)}, "a value for each sample in 'index' .* got Tensor"),
+        ({"index": torch.arange(2), "x": torch.zeros(3, 4)}, "a tensor of length 2 .* in 'x' .* got one of length 3"),
+        ({"index": torch.arange(2), "x": torch.zeros(())}, "a tensor of length 2 .* in 'x' .* got Tensor"),
+        ({"index": torch.arange(2), "x": "word"}, "a tensor of length 2 .* in 'x' .* got str"),
+    ],
+)
+def test_predictions_that_cannot_be_told_apart_are_refused(tmp_path: Path, prediction: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"PredictionWriter: .*{message}"):
+        said(prediction, tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
