@@ -192,8 +192,10 @@ def again(out: Path) -> None:
         if row["outcome"] == "survived" and row["now"] in ("", "survived"):
             source = (ROOT / row["module"]).read_text(encoding="utf-8")
             lines = source.splitlines(keepends=True)
-            at = int(row["place"].partition(":")[0]) - 1
-            if lines[at].strip() == row["before"]:  # else the file has changed since
+            place = int(row["place"].partition(":")[0]) - 1
+            same = [at for at, line in enumerate(lines) if line.strip() == row["before"]]
+            if place in same or len(same) == 1:  # else the line has changed since
+                at = place if place in same else same[0]
                 lines[at] = lines[at].replace(row["before"], row["after"])
                 wider = next(tests for start, tests in WIDER.items() if row["module"].startswith(start))
                 row["now"], _ = run(row["module"], "".join(lines), [*wider, *TESTS[row["module"]]], 900)

@@ -44,8 +44,7 @@ class SegmentationDataModule(SegmentationOnDevice):
         train_images: use only the first of the training images; None: all.
         channels: channels of a sample (1: colour becomes grey, 3: grey is repeated), a list of those to take, counted
             from 0, or null for all that the files have.
-        axes: a letter for each axis of the files, where they do not say it themselves: `YXC`, `CYX` (channels), `ZYX`
-            (slices), ...
+        axes: a letter for each axis of files that do not say it: `YXC`, `CYX` (channels), `ZYX` (slices), ...
         slices: what is made of slices: `each` a sample, the `max` over them, or the number of one.
         bit_depth: 8 or 16 to insist on it; None takes any.
         labels: mask values in the order of the classes, background first; a mask of 1 bit holds 0 and 255, or 1.
@@ -242,7 +241,8 @@ class SegmentationDataModule(SegmentationOnDevice):
             check_foreground(self.splits.pairs("train", self.reading), self.reading)
             # slices of one file may well be parted
             both = (getattr(self.datasets[split], "pairs", ()) for split in ("train", "val"))
-            warn_of_shared(*([pair.image for pair in pairs if pair.part is None] for pairs in both))
+            train, val = ([pair.image for pair in pairs if pair.part is None] for pairs in both)
+            warn_of_shared(train, val)
 
     def want_predictions(self, folder: Path, options: Mapping[str, Any], plan: Callable[[], dict[str, Any]]) -> None:
         """For PredictionWriter: where the predictions go; the files are begun when the network is complete."""

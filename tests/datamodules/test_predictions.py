@@ -1,5 +1,6 @@
 """From a network's classes to files that a person can use: names, label values, objects, pixel size, measurements."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +267,7 @@ def said(prediction: Any, folder: Path) -> None:
 def test_what_is_a_picture_becomes_one_and_all_else_an_array(
     tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype, ending: str
 ) -> None:
-    values = (torch.arange(2 * np.prod(shape)).reshape(2, *shape) % 251).to(dtype)
+    values = (torch.arange(2 * math.prod(shape)).reshape(2, *shape) % 251).to(dtype)
     for _ in range(2):  # the second time it meets its own files
         said({"index": torch.tensor([3, 5]), "x": values}, tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"00000{i}_x.{ending}" for i in (3, 5)]
