@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
+from framework.checkpoints import WholeCheckpoints
 from framework.compat import averaged_models
 from framework.distributed import add_over_ranks, agreed_run_folder, say
 from framework.errors import ConfigError
@@ -207,8 +208,7 @@ class SplinePruning(Callback):
             "global_step": trainer.global_step,
         }
         smaller.on_save_checkpoint(checkpoint)
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, folder / "shrunk.ckpt")
+        WholeCheckpoints().save_checkpoint(checkpoint, folder / "shrunk.ckpt")
         before, after = (sum(p.numel() for p in m.parameters()) for m in (pl_module, smaller))
         say(f"smaller network: {after} of {before} allocated parameters, {folder / 'shrunk.ckpt'}")
 

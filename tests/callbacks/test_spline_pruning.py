@@ -11,8 +11,9 @@ from lightning.pytorch.loggers import CSVLogger
 from callbacks import SplinePruning
 from framework.compat import averaged_models
 from framework.distributed import checksum
-from framework.errors import ConfigError
+from framework.errors import CheckpointError, ConfigError
 from framework.nn import KANConv2d, KANLinear, observe, spline_layers
+from framework.nn.splines.moments import histogram_range
 from framework.nn.splines.pruning import add_group_lasso_gradient, choose_edges, edge_scores, group_lasso
 from models import KMUNet
 from tests.callbacks.test_grid_extension import AVERAGES, Foreign, cells, quiet, resumed, small
@@ -52,6 +53,11 @@ def test_without_data_the_input_is_spread_evenly() -> None:
     with torch.no_grad():
         brute = layer.edge_values(points).std(0, unbiased=False)
     assert torch.allclose(layer.edge_strength(), brute, rtol=1e-4)
+
+
+def test_the_histogram_of_inputs_reaches_half_a_grid_beyond_it() -> None:
+    assert histogram_range(KANLinear(1, 1, grid_range=(-1.0, 3.0))) == (-3.0, 5.0)
+    assert histogram_range(KANLinear(1, 1, grid_range=(-3.0, -1.0))) == (-4.0, 0.0)
 
 
 def test_moments_of_parts_add_up() -> None:
@@ -222,6 +228,21 @@ def test_the_structural_step_writes_a_checkpoint_that_the_command_line_tests(run
     assert "test/dice" in tested.trainer.callback_metrics
 
 
+@pytest.mark.parametrize("structural", [False, True])
+def test_the_smaller_network_is_written_where_it_is_asked_for_and_whole(tmp_path, structural) -> None:
+    logger = CSVLogger(tmp_path)
+    callback = SplinePruning(epochs=[1], fraction=0.4, granularity="channel", structural=structural)
+    trainer = quiet(tmp_path, max_epochs=2, callbacks=[callback], logger=logger)
+    folder = Path(logger.log_dir) / "checkpoints"
+    (folder / "shrunk.ckpt" / "in the way").mkdir(parents=True)
+    if structural:
+        with pytest.raises(CheckpointError, match=r"shrunk\.ckpt: cannot be written .*; nothing was replaced"):
+            trainer.fit(small(), cells())
+    else:
+        trainer.fit(small(), cells())
+    assert [path.name for path in folder.iterdir()] == ["shrunk.ckpt"]
+
+
 def test_it_acts_on_any_module(tmp_path) -> None:
     model = Foreign()
     quiet(tmp_path, max_epochs=2, callbacks=[SplinePruning(epochs=[1])]).fit(model, cells())
@@ -301,6 +322,10 @@ def test_pruning_everything_is_refused() -> None:
 def test_modules_it_cannot_work_on_are_told(tmp_path) -> None:
     with pytest.raises(ConfigError, match="has no framework.nn spline layer"):
         quiet(tmp_path, max_epochs=1, callbacks=[SplinePruning(epochs=[1])]).fit(small(baseline=2), cells())
+    trainer = quiet(tmp_path, max_epochs=2, callbacks=[SplinePruning(epochs=[1])])
+    with pytest.raises(ConfigError, match="share 2 shapes, so that neither the grid nor single edges"):
+        trainer.fit(small(rank=2), cells())
+    assert trainer.global_step == 0
     trainer = quiet(tmp_path, max_epochs=1, callbacks=[SplinePruning(epochs=[1], structural=True)])
     with pytest.raises(ConfigError, match=r"Foreign has no method shrunk\(\)"):
         trainer.fit(Foreign(), cells())
