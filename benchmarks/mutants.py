@@ -55,7 +55,7 @@ TESTS: dict[str, list[str]] = {
     "framework/nn/splines/int8.py": ["tests/nn/test_spline_forms.py"],
     "framework/nn/splines/moments.py": SPLINES,
     "framework/nn/splines/optimizer.py": [*SPLINES, "tests/callbacks/test_grid_extension.py"],
-    "framework/nn/splines/plain.py": [*SPLINES, "tests/nn/test_second_derivatives.py"],
+    "framework/nn/splines/plain.py": ["tests/nn/test_plain_form.py"],
     "framework/nn/splines/pruning.py": SPLINES,
     "framework/nn/splines/stored.py": SPLINES,
 }

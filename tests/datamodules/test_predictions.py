@@ -299,3 +299,18 @@ def test_predictions_that_cannot_be_told_apart_are_refused(tmp_path: Path, predi
     with pytest.raises(ConfigError, match=rf"PredictionWriter: .*{message}"):
         said(prediction, tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
+
+
+class Stops(KMUNet):
+    """Is stopped in its first step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        raise KeyboardInterrupt
+
+
+def test_a_stopped_fit_says_nothing_of_predictions(nuclei: Path, tmp_path: Path, capsys: Any) -> None:
+    data = SegmentationDataModule(str(nuclei), batch_size=1, masks_are="instances")
+    trainer = Trainer(**QUIET, callbacks=[PredictionWriter(str(tmp_path / "out"))])
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trainer.fit(Stops(width=2, stages=1, num_classes=3), data)
+    assert "what is done is kept" not in "".join(capsys.readouterr())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.special import eval_legendre
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
@@ -23,11 +24,11 @@ from framework.nn import (
     spline_form,
     spline_layers,
 )
-from framework.nn.splines.bspline import dense_basis
+from framework.nn.splines.bspline import SplineGrid, dense_basis
 from framework.nn.splines.forms import FormKind
 from framework.nn.splines.int8 import Int8Conv, int8_kernels
 from framework.nn.splines.lifts import ByteLift, Shapes, TableLift, sag
-from framework.nn.splines.low_rank import compose, factorise, weighted_gram
+from framework.nn.splines.low_rank import compose, factorise, first_shapes, weighted_gram
 
 OTHERS = ("low_rank", "int8")
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -424,3 +425,14 @@ def test_forms_answer_in_the_layers_dtype_and_under_autocast() -> None:
             torch.testing.assert_close(said.double(), layer(x).double(), rtol=0.05, atol=0.1)
     with torch.autocast("cpu", torch.bfloat16):
         assert spline_form(KANConv2d(2, 3, 3), "low_rank", rank=2)(torch.randn(1, 2, 6, 6)).dtype == torch.bfloat16
+
+
+def test_a_low_rank_starts_with_the_input_and_legendre_polynomials() -> None:
+    grid = SplineGrid(40, 3, -2.0, 1.0)
+    x = torch.linspace(-2, 1, 301, dtype=torch.float64)
+    given = dense_basis(x, grid) @ first_shapes(grid, 4).double()
+    unit = (2 * x + 1) / 3
+    assert torch.allclose(given[:, 0], x, atol=1e-12)
+    for degree in (2, 3, 4):
+        exact = torch.from_numpy(eval_legendre(degree, unit.numpy()))
+        assert (given[:, degree - 1] - exact).abs().max() < 0.02, degree
