@@ -24,7 +24,7 @@ from framework.nn import (
     spline_form,
     spline_layers,
 )
-from framework.nn.splines.bspline import SplineGrid, dense_basis
+from framework.nn.splines.bspline import dense_basis
 from framework.nn.splines.forms import FormKind
 from framework.nn.splines.int8 import Int8Conv, int8_kernels
 from framework.nn.splines.lifts import ByteLift, Shapes, TableLift, sag
