@@ -12,7 +12,7 @@ from callbacks import SplinePruning
 from framework.compat import averaged_models
 from framework.distributed import checksum
 from framework.errors import CheckpointError, ConfigError
-from framework.nn import KANConv2d, KANLinear, observe, spline_layers
+from framework.nn import KANConv2d, KANLinear, SplineMoments, observe, spline_layers
 from framework.nn.splines.moments import histogram_range
 from framework.nn.splines.pruning import add_group_lasso_gradient, choose_edges, edge_scores, group_lasso
 from models import KMUNet
@@ -70,6 +70,8 @@ def test_moments_of_parts_add_up() -> None:
         layer(x)
     assert torch.allclose(parts["a"].covariance(), whole["a"].covariance(), atol=1e-6)
     assert not layer._forward_pre_hooks
+    assert whole["a"].outside_fraction() == pytest.approx(float((x.abs() > 3).double().mean()), abs=1e-9)
+    assert SplineMoments(2, layer.basis).outside_fraction() == 0
 
 
 def test_the_group_lasso_gradient_is_autograds() -> None:
@@ -80,6 +82,14 @@ def test_the_group_lasso_gradient_is_autograds() -> None:
         layer(torch.randn(2, 3, 8, 8, dtype=torch.float64)).sum().backward()
     layer.zero_grad(set_to_none=False)
     covariance = moments["a"].covariance()
+    with torch.no_grad():  # a pruned edge costs nothing, not even the smoothing
+        edges = layer.edge_coefficients()
+        energy = [
+            float(edges[:, o, c, i, j] @ covariance[c].to(edges) @ edges[:, o, c, i, j])
+            for o, c, i, j in keep.nonzero()
+        ]
+    expected = sum((e + 1e-8) ** 0.5 for e in energy)
+    assert float(group_lasso(layer, covariance)) == pytest.approx(expected, rel=1e-9)
     add_group_lasso_gradient(layer, covariance, 0.7)
     by_hand = [layer.coefficients.grad.clone(), layer.base_weight.grad.clone()]
     layer.zero_grad()
@@ -149,6 +159,23 @@ def test_choices_reach_the_fraction_and_spare_the_strongest_of_every_output() ->
     for mask in kernel.values():
         flat = mask.flatten(2)
         assert (flat.all((0, 1)) | ~flat.any(1).any(0)).all()
+
+
+def test_a_unit_that_overshoots_stays_and_channels_of_grouped_layers_too() -> None:
+    layers = {"a": KANConv2d(4, 2, 3), "b": KANConv2d(4, 4, 1, groups=2)}
+    scores = {name: torch.rand(layer.mask.shape) + 1 for name, layer in layers.items()}
+    scores["a"][:, 2] = 0.1  # the weakest channel, 18 of 80 edges
+    scores["b"][:] = 0.01
+    for fraction, removed in ((0.1, 0), (0.12, 18), (0.225, 18), (0.3, 18)):
+        keep = choose_edges(layers, scores, fraction, "channel")
+        assert [int((~mask).sum()) for mask in keep.values()] == [removed, 0], fraction
+    assert not keep["a"][:, 2].any()
+    # channels that leave together: not where one of them is the last of its layer, nor in a grouped one
+    groups = [[(layers["a"], 2), (layers["b"], 1)], [(layers["a"], 0)], [(layers["a"], 1), (layers["a"], 3)]]
+    scores["a"][:, 3] = 9.0
+    keep = choose_edges(layers, scores, 0.9, "channel", groups)
+    assert [bool(keep["a"][:, c].any()) for c in range(4)] == [False, True, True, True]
+    assert keep["b"].all()
 
 
 @pytest.mark.parametrize("granularity", ["edge", "kernel", "channel"])

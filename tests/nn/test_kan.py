@@ -131,6 +131,14 @@ def test_same_padding_equals_an_even_border_and_handles_even_kernels():
     assert KANConv2d(2, 3, (2, 4), padding="same")(x).shape == (2, 3, 6, 5)
 
 
+def test_valid_padding_is_none() -> None:
+    layer, bare = KANConv2d(2, 3, 3, padding="valid"), KANConv2d(2, 3, 3)
+    bare.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 2, 6, 5)
+    assert layer(x).shape == (2, 3, 4, 3)
+    assert torch.equal(layer(x), bare(x))
+
+
 def test_a_new_layer_is_a_plain_convolution():
     torch.manual_seed(0)
     layer = KANConv2d(3, 4, 3, padding=1, grid_size=7)

@@ -431,6 +431,7 @@ def test_a_low_rank_starts_with_the_input_and_legendre_polynomials() -> None:
     grid = SplineGrid(40, 3, -2.0, 1.0)
     x = torch.linspace(-2, 1, 301, dtype=torch.float64)
     given = dense_basis(x, grid) @ first_shapes(grid, 4).double()
+    assert torch.equal(first_shapes(grid, 3), first_shapes(grid, 4)[:, :3])
     unit = (2 * x + 1) / 3
     assert torch.allclose(given[:, 0], x, atol=1e-12)
     for degree in (2, 3, 4):

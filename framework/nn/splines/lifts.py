@@ -148,7 +148,7 @@ class TableLift(nn.Module):
     def __init__(self, shapes: Shapes, entries: int, dtype: torch.dtype) -> None:
         super().__init__()
         grid = shapes.grid
-        if isinstance(entries, bool) or int(entries) != entries or entries < 2:
+        if int(entries) != entries or entries < 2:  # so no bool either
             raise ConfigError(f"entries: expected a whole number of table entries, at least 2, got {entries!r}")
         self.grid, self.base, self.count = grid, shapes.base, shapes.width
         self.per_cell = math.ceil((entries - 1) / grid.size)
