@@ -24,7 +24,8 @@ class _Stopped(Exception):
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes what `predict_step` returns: a mapping with `index` int64 (B,), and tensors whose first axis is the batch.
+    """Writes what `predict_step` returns: a mapping with `index` int64 (B,), and tensors whose first axis is the batch,
+    or lists of B tensors.
 
     A uint8 or uint16 tensor (B, H, W) or (B, 3, H, W) becomes `INDEX_KEY.png`, anything else `INDEX_KEY.npy`. The
     index is the sample's unique id, so that many processes write into one folder without meeting. A data module with
@@ -88,9 +89,15 @@ class PredictionWriter(BasePredictionWriter):
         """Lightning's hook.
 
         Raises:
-            ConfigError: `predict_step` does not return a mapping with `index` and a value for each in every other key.
+            ConfigError: `predict_step` does not return a mapping with `index` and a value for each in every other key,
+                or there is more than one loader.
             DataError: no room.
         """
+        if dataloader_idx > 0:
+            raise ConfigError(
+                "PredictionWriter: expected one loader to predict, whose samples are named by their index, got a "
+                "second; predict them one after the other, each with its own output_dir"
+            )
         _check(prediction, pl_module)
         data = getattr(trainer, "datamodule", None)
         indices = prediction["index"].tolist()
@@ -101,7 +108,7 @@ class PredictionWriter(BasePredictionWriter):
         name = data.sample_name if isinstance(data, NamesSamples) else "{:06d}".format
         for key in sorted(set(prediction) - {"index"}, key=lambda key: key == "mask"):  # the mask finishes a picture
             for index, value in zip(indices, prediction[key], strict=True):
-                array = value.detach().cpu().numpy()
+                array = _array(value)
                 if not (isinstance(data, WritesPredictions) and data.write_prediction(self.folder, index, key, array)):
                     _write(self.folder, f"{name(index)}_{key}", array)
 
@@ -154,22 +161,30 @@ def _step(step: Any) -> None:
 
 
 def _check(prediction: Any, module: LightningModule) -> None:
-    """Raises ConfigError for anything but a mapping of tensors of one length, `index` among them."""
-    asked = f"from predict_step of {type(module).__name__}"
+    """Raises ConfigError for anything but a mapping of as many tensors for each key as its integer `index` has."""
+    place, asked = "PredictionWriter: expected", f"from predict_step of {type(module).__name__}"
     if not isinstance(prediction, Mapping) or "index" not in prediction:
         got = f"the keys {', '.join(prediction)}" if isinstance(prediction, Mapping) else type(prediction).__name__
-        raise ConfigError(f"PredictionWriter: expected a mapping with the key 'index' {asked}, got {got}")
-    lengths = {
-        key: len(value) if isinstance(value, torch.Tensor) and value.dim() > 0 else None
-        for key, value in prediction.items()
-    }
-    for key, length in lengths.items():
-        if length is None or length != lengths["index"]:
-            got = type(prediction[key]).__name__ if length is None else f"one of length {length}"
-            expected = "a tensor with" if key == "index" else f"a tensor of length {lengths['index']} with"
+        raise ConfigError(f"{place} a mapping with the key 'index' {asked}, got {got}")
+    index = prediction["index"]
+    if not isinstance(index, torch.Tensor) or index.dim() != 1 or index.is_floating_point() or index.is_complex():
+        got = f"{index.dtype} {tuple(index.shape)}" if isinstance(index, torch.Tensor) else type(index).__name__
+        raise ConfigError(f"{place} an integer tensor (B,) as 'index' {asked}, got {got}")
+    for key, value in prediction.items():
+        of_samples = isinstance(value, list | tuple) and all(isinstance(one, torch.Tensor) for one in value)
+        if not of_samples and not (isinstance(value, torch.Tensor) and value.dim() > 0):
             raise ConfigError(
-                f"PredictionWriter: expected {expected} a value for each sample in {key!r} {asked}, got {got}"
+                f"{place} a tensor, or a list of tensors, with a value for each of {len(index)} samples as {key!r} "
+                f"{asked}, got {type(value).__name__}"
             )
+        if len(value) != len(index):
+            raise ConfigError(f"{place} a value for each of {len(index)} samples as {key!r} {asked}, got {len(value)}")
+
+
+def _array(value: torch.Tensor) -> np.ndarray:
+    """NumPy has no bfloat16."""
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 def _check_same(path: Path, array: np.ndarray) -> None:

@@ -247,7 +247,7 @@ class Says(LightningModule):
         super().__init__()
         self.prediction = prediction
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         return self.prediction
 
 
@@ -285,20 +285,35 @@ def test_what_is_a_picture_becomes_one_and_all_else_an_array(
     [
         (torch.zeros(2), "expected a mapping with the key 'index' from predict_step of Says, got Tensor"),
         ({"x": torch.zeros(2)}, "with the key 'index' from predict_step of Says, got the keys x"),
-        (
-            {"index": [0, 1], "x": torch.zeros(2)},
-            "expected a tensor with a value for each sample in 'index' .* got list",
-        ),
-        ({"index": torch.tensor(0), "x": torch.zeros(1)}, "a value for each sample in 'index' .* got Tensor"),
-        ({"index": torch.arange(2), "x": torch.zeros(3, 4)}, "a tensor of length 2 .* in 'x' .* got one of length 3"),
-        ({"index": torch.arange(2), "x": torch.zeros(())}, "a tensor of length 2 .* in 'x' .* got Tensor"),
-        ({"index": torch.arange(2), "x": "word"}, "a tensor of length 2 .* in 'x' .* got str"),
+        ({"index": [0, 1], "x": torch.zeros(2)}, r"an integer tensor \(B,\) as 'index' .* got list"),
+        ({"index": torch.tensor(0), "x": torch.zeros(1)}, r"an integer tensor .* got torch.int64 \(\)"),
+        ({"index": torch.zeros(2, 1).long(), "x": torch.zeros(2)}, r"an integer tensor .* got torch.int64 \(2, 1\)"),
+        ({"index": torch.zeros(2), "x": torch.zeros(2)}, r"an integer tensor .* got torch.float32 \(2,\)"),
+        ({"index": torch.arange(2), "x": torch.zeros(3, 4)}, "a value for each of 2 samples as 'x' .* got 3"),
+        ({"index": torch.arange(2), "x": [torch.zeros(4)]}, "a value for each of 2 samples as 'x' .* got 1"),
+        ({"index": torch.arange(2), "x": torch.zeros(())}, "a tensor, or a list of tensors, .* as 'x' .* got Tensor"),
+        ({"index": torch.arange(2), "x": "no"}, "a tensor, or a list of tensors, .* as 'x' .* got str"),
+        ({"index": torch.arange(2), "x": ["a", "b"]}, "a tensor, or a list of tensors, .* as 'x' .* got list"),
     ],
 )
 def test_predictions_that_cannot_be_told_apart_are_refused(tmp_path: Path, prediction: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"PredictionWriter: .*{message}"):
         said(prediction, tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_samples_of_several_sizes_and_of_16_bits_are_written(tmp_path: Path) -> None:
+    sizes = [torch.zeros(3, 4, 6, dtype=torch.uint8), torch.ones(2, 5, dtype=torch.uint8)]
+    said({"index": torch.arange(2), "x": sizes, "y": torch.full((2, 3), 1.5, dtype=torch.bfloat16)}, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"00000{i}_{k}" for i in "01" for k in ("x.png", "y.npy")]
+    assert np.array_equal(np.load(tmp_path / "000001_y.npy"), np.full(3, 1.5, np.float32))
+    assert imagecodecs.imread(tmp_path / "000001_x.png").shape == (2, 5)
+
+
+def test_a_second_loader_is_refused_before_it_takes_the_names_of_the_first(tmp_path: Path) -> None:
+    trainer = Trainer(**QUIET, callbacks=[PredictionWriter(str(tmp_path))])
+    with pytest.raises(ConfigError, match="expected one loader to predict, .* got a second"):
+        trainer.predict(Says({"index": torch.arange(1), "x": torch.zeros(1, 3)}), [DataLoader(torch.zeros(1))] * 2)
 
 
 class Stops(KMUNet):
