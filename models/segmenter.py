@@ -17,6 +17,7 @@ from framework.levels import from_levels
 from framework.method import BaseMethod, Batch
 from framework.metrics import InstanceFigure, Matches, instance_figures, match_objects
 from framework.metrics.segmentation import confusion_counts
+from framework.nn.modes import numbers
 from framework.protocols import ChecksSizes, HasPreprocessing
 from framework.tiling import TileSize, tile_grid, tiled
 from models.losses import ClassWeights, Loss, balanced_weights, first_weights, segmentation_loss
@@ -73,9 +74,12 @@ class SegmentationMethod(BaseMethod):
         self.in_channels, self.num_classes = in_channels, num_classes
         self.ignore_index, self.tile = ignore_index, tile
         self.loss, self.balanced = loss, class_weights == "balanced"
-        weights = first_weights(loss, class_weights, num_classes)
+        with numbers():
+            self._given_weights = first_weights(loss, class_weights, num_classes)
         # balanced ones are counted once, and then kept in checkpoints
+        weights = self._given_weights.to(torch.get_default_device(), copy=True)
         self.register_buffer("class_weights", weights, persistent=self.balanced)
+        self.register_load_state_dict_post_hook(_given_again)
 
     def initialise(self, data: LightningDataModule | None) -> None:
         """Balanced class weights from the training masks."""
@@ -211,3 +215,10 @@ class SegmentationMethod(BaseMethod):
 
         for (y0, _, x0, _), logits in tiled(self, window, size, network.stride, network.reach, self.tile, skip):
             yield y0, x0, logits
+
+
+def _given_again(method: SegmentationMethod, _: Any) -> None:
+    """A checkpoint does not hold given weights, and a method that was made by `to_empty` holds anything."""
+    if not method.balanced:
+        there = next((p.device for p in method.parameters()), method.class_weights.device)
+        method.class_weights = method._given_weights.to(there, method.class_weights.dtype)

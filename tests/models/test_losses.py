@@ -167,3 +167,20 @@ def test_both_methods_train_with_balanced_weights_and_keep_them(tmp_path: Path, 
     assert loaded.loss == ["weighted_focal", "dice"]
     plain = method(num_classes=3, loss="weighted_cross_entropy", class_weights=[1.0, 2.0, 3.0], **small)
     assert "class_weights" not in plain.state_dict()
+
+
+@pytest.mark.parametrize("method", [KMUNet, KOriginsSegmentation])
+@pytest.mark.parametrize("assign", [False, True], ids=["to_empty", "assign"])
+def test_given_weights_are_there_after_a_start_without_values(method: Any, assign: bool) -> None:
+    """A checkpoint does not hold them."""
+    small: Any = {"width": 2, "stages": 1} if method is KMUNet else {"width": 2, "rfl": 8}
+    weighted: Any = {"num_classes": 3, "loss": "weighted_cross_entropy", "class_weights": [1.0, 2.0, 3.0], **small}
+    whole = method(**weighted)
+    with torch.device("meta"):
+        empty = method(**weighted)
+    if not assign:
+        empty.to_empty(device="cpu")
+        empty.class_weights.fill_(77)
+    empty.load_state_dict(whole.state_dict(), assign=assign)
+    assert empty.class_weights.tolist() == [0.5, 1.0, 1.5]
+    assert not any(t.is_meta for t in [*empty.parameters(), *empty.buffers()])

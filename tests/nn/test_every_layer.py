@@ -3,7 +3,7 @@
 import copy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -114,6 +114,32 @@ def test_a_layer_made_on_the_meta_device_starts_like_any_other(name) -> None:
             torch.testing.assert_close(a, b, rtol=0, atol=0, msg=key)
         close(late.eval()(x), layer(x))
         assert 0.1 < float(layer(x).std() / fresh.std()) < 10
+
+
+@pytest.fixture
+def nan_where_nothing_was_written() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)  # fills what `torch.empty` gives
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("nan_where_nothing_was_written")
+@pytest.mark.parametrize("assign", [False, True], ids=["to_empty", "assign"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_state_is_all_that_a_layer_without_values_needs(name, assign) -> None:
+    layer, x, _ = built(name)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(1 + 0.1 * torch.rand_like(parameter))
+    expected = layer(x)
+    with torch.device("meta"):
+        made = LAYERS[name][0]().eval()
+    for empty in (made, copy.deepcopy(layer).to("meta")):
+        if not assign:
+            empty.to_empty(device=x.device)
+        empty.load_state_dict(layer.state_dict(), assign=assign)
+        assert not any(t.is_meta for t in [*empty.parameters(), *empty.buffers()])
+        torch.testing.assert_close(empty(x), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", MADE_WITH_DEVICE)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from framework.errors import ConfigError
 from framework.nn import ScaleSpaceDepthwiseConv2d, key_filter
 
 
-def layer(channels: int = 8, size: int = 7, **options) -> ScaleSpaceDepthwiseConv2d:
+def layer(channels: int = 8, size: int | tuple[int, int] = 7, **options) -> ScaleSpaceDepthwiseConv2d:
     return ScaleSpaceDepthwiseConv2d(channels, size, **options)
 
 
@@ -159,6 +160,20 @@ def test_state_travels_with_its_operators() -> None:
     assert torch.equal(copy.deepcopy(second).kernel(), first.kernel())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_parameters_of_another_dtype_are_assigned_whole(dtype: torch.dtype) -> None:
+    given, ours = layer(8, sigma=0.7).to(dtype), layer(8)
+    ours.load_state_dict(given.state_dict(), assign=True)
+    assert torch.equal(ours.kernel(), given.kernel())
+
+
+def test_a_square_pair_is_one_side() -> None:
+    pair, side = layer(3, (5, 5), stride=(2, 1)), layer(3, 5, stride=(2, 1))
+    x = torch.randn(1, 3, 9, 8)
+    assert pair.kernel_size == side.kernel_size == 5
+    assert torch.equal(pair(x), side(x))
+
+
 def test_kernels_stay_in_float32_under_autocast() -> None:
     ours = layer(8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -176,7 +191,14 @@ def layer_kernel_outside(ours: ScaleSpaceDepthwiseConv2d) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: layer(8, 4), "kernel_size: expected an odd number"),
+        *(
+            (
+                lambda size=size: layer(8, size),
+                r"kernel_size: expected an odd number of taps of at least 3, or twice the same, got "
+                + re.escape(str(size)),
+            )
+            for size in (4, 1, (1, 1), (3, 5), (4, 4), (3,), 3.0, None)
+        ),
         (lambda: layer(0), "channels: expected at least 1"),
         (lambda: layer(2, operators=[1, 9]), "operators: expected 2 indices from 1 to 8"),
         (lambda: layer(2, sigma=-1.0), "sigma: expected scales of at least 0"),

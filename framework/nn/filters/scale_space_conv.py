@@ -1,6 +1,7 @@
 """A depthwise convolution whose kernels are scale-space operators: five numbers per channel in place of k x k."""
 
 import math
+import operator
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from framework.errors import ConfigError
 from framework.nn.filters.banks import match_filters
 from framework.nn.filters.dictionaries import dictionary, dictionary_parameters
 from framework.nn.filters.key_filters import COUNT, difference_tables, key_filter, key_filters_at
-from framework.nn.filters.scale_space import check_odd, remove_mean
+from framework.nn.filters.scale_space import remove_mean
 from framework.nn.modes import Layer, numbers
 from framework.nn.precision import autocast_dtype, promoted, without_autocast
 
@@ -57,7 +58,7 @@ class ScaleSpaceDepthwiseConv2d(Layer):
 
     Args:
         channels: C, input and output channels.
-        kernel_size: odd side.
+        kernel_size: odd side, at least 3 (one tap without its mean is 0); or twice the same, as torch's layers take it.
         operators: (C,) indices 1 to 8 of the key filters; None: in turn.
         sigma: initial sigma_x and sigma_y: a number, (C,) or (C, 2); the published start is 1.5.
         scale: initial a, a number or (C,).
@@ -76,8 +77,8 @@ class ScaleSpaceDepthwiseConv2d(Layer):
         scale, offset: (C,) parameters, a and b.
 
     Raises:
-        ConfigError: an even kernel, operators outside 1..8, a stride, padding or dilation that cannot be, or shapes
-            that do not belong together.
+        ConfigError: an even, oblong or one-tap kernel, operators outside 1..8, a stride, padding or dilation that
+            cannot be, or shapes that do not belong together.
     """
 
     operator: Tensor
@@ -86,7 +87,7 @@ class ScaleSpaceDepthwiseConv2d(Layer):
     def __init__(
         self,
         channels: int,
-        kernel_size: int = 7,
+        kernel_size: int | tuple[int, int] = 7,
         operators: Tensor | list[int] | None = None,
         sigma: float | Tensor = 1.5,
         scale: float | Tensor = 1.0,
@@ -100,21 +101,21 @@ class ScaleSpaceDepthwiseConv2d(Layer):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        check_odd(kernel_size, "kernel_size")
+        size = _side(kernel_size)
         if channels < 1:
             raise ConfigError(f"channels: expected at least 1, got {channels}")
         self._first = _first_values(channels, operators, sigma, scale, offset)
         if isinstance(padding, str) and padding != "same":
             raise ConfigError(f"padding: expected pixels, None or 'same', got {padding!r}")
-        self.channels, self.kernel_size = channels, kernel_size
+        self.channels, self.kernel_size = channels, size
         self.stride, self.dilation = _pixels("stride", stride, 1), _pixels("dilation", dilation, 1)
-        half = kernel_size // 2
+        half = size // 2
         self.padding = (self.dilation[0] * half, self.dilation[1] * half) if padding is None else padding
         if self.padding != "same":
             _pixels("padding", self.padding, 0)
         kwargs = {"device": device, "dtype": dtype}
         self.register_buffer("operator", torch.empty(channels, dtype=torch.int64, device=device))
-        window = max(kernel_size, 7)
+        window = max(size, 7)
         self.register_buffer("differences", torch.empty(4, COUNT, window, window, **kwargs), persistent=False)
         self.raw_sigma = nn.Parameter(torch.empty(channels, 2, **kwargs), trainable)
         self.scale = nn.Parameter(torch.empty(channels, **kwargs), trainable)
@@ -129,8 +130,22 @@ class ScaleSpaceDepthwiseConv2d(Layer):
             tensor.copy_(torch.tensor(values, dtype=tensor.dtype, device="cpu"))
         if self.bias is not None:
             self.bias.zero_()
-        # a buffer, because a training step would wait for numbers on their way to an accelerator
-        self.differences.copy_(torch.tensor(difference_tables(self.differences.shape[-1]), device="cpu"))
+        self._fill_differences()
+
+    def _fill_differences(self) -> None:
+        """A buffer, because a training step would wait for numbers on their way to an accelerator."""
+        tables = torch.tensor(difference_tables(self.differences.shape[-1]), dtype=torch.float64, device="cpu")
+        like = self.raw_sigma
+        if (self.differences.device, self.differences.dtype) == (like.device, like.dtype):
+            self.differences.copy_(tables)
+        else:  # parameters of another place or dtype were assigned
+            self.differences = tables.to(like.device, like.dtype)
+
+    @torch.no_grad()
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Torch's hook: a state does not hold the differences, and a layer made by `to_empty` holds anything."""
+        super()._load_from_state_dict(*args)
+        self._fill_differences()
 
     @property
     def weight(self) -> Tensor:
@@ -309,6 +324,19 @@ def _first_values(
                 raise ConfigError(f"{name}: expected a number or ({channels},) of them, got {tuple(value.shape)}")
         a, b = (value.expand(channels).tolist() for value in factors.values())
         return index.tolist(), _inverse_softplus(sigmas).expand(channels, 2).tolist(), a, b
+
+
+def _side(kernel_size: Any) -> int:
+    pair = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size, kernel_size)
+    try:
+        rows, columns = (operator.index(side) for side in pair)
+    except (TypeError, ValueError):  # a fraction, or not two
+        rows = columns = 0
+    if rows != columns or rows < 3 or rows % 2 == 0:
+        raise ConfigError(
+            f"kernel_size: expected an odd number of taps of at least 3, or twice the same, got {kernel_size!r}"
+        )
+    return rows
 
 
 def _pixels(name: str, value: Any, least: int) -> tuple[int, int]:

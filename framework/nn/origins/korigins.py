@@ -108,7 +108,9 @@ def _first_origins(
     """Shape, dtype and numbers of the origins; None where they have no numbers."""
     with numbers():
         try:
-            weight = torch.as_tensor(weights, dtype=dtype).detach()
+            # what has no values cannot be copied to the CPU
+            meta = "meta" if isinstance(weights, Tensor) and weights.is_meta else None
+            weight = torch.as_tensor(weights, dtype=dtype, device=meta).detach()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"weights: expected numbers of shape (K,) or (K, {in_channels}); they could not be read: {error}"
