@@ -226,6 +226,31 @@ def test_pixel_centres_and_inclusive_coordinates() -> None:
     assert coordinate_grid(2, 3, "inclusive")[..., 0].tolist() == [[-1] * 3, [1] * 3]
 
 
+@pytest.mark.parametrize("networks", [None, 2])
+@pytest.mark.parametrize("bias", ["shared", "per_expert", "none"])
+def test_no_rows_have_no_runs_under_transforms_too(networks, bias) -> None:
+    layer = ExpertLinear(3, 2, 4, bias, num_networks=networks)
+    batch = () if networks is None else (networks,)
+    runs = [] if networks is None else [[]] * networks
+    x = torch.zeros(*batch, 0, 3)
+    assert layer(x, segments=runs).shape == (*batch, 0, 2)
+    assert torch.func.vmap(lambda z: layer(z, segments=runs))(x[None]).shape == (1, *batch, 0, 2)
+    torch._dynamo.reset()
+    out = torch.compile(lambda z: layer(z, segments=runs), backend="aot_eager", fullgraph=True)(x)
+    assert out.shape == (*batch, 0, 2)
+    out.sum().backward()
+    assert all(not p.grad.any() for p in layer.parameters())
+
+
+def test_a_generator_draws_on_its_own_device_whatever_the_default() -> None:
+    layers = [SineLayer(3, 4, 2, generators=[torch.Generator().manual_seed(0)], device="cpu") for _ in range(2)]
+    with torch.device("meta"):
+        layers[1].reset_parameters([torch.Generator("cpu").manual_seed(0)])
+        SineLayer(3, 4, generators=[torch.Generator("cpu")])
+    for a, b in zip(*(layer.parameters() for layer in layers), strict=True):
+        assert torch.equal(a, b)
+
+
 # ---------------------------------------------------------------------- bad input
 
 
@@ -260,6 +285,11 @@ def test_bad_input_is_named() -> None:
         tile_index(torch.zeros(1, 3), 1)
     with pytest.raises(DataError, match="nested_sort: expected indices"):
         nested_sort([])
+    for networks, generators in ((2, 1), (None, 2)):
+        with pytest.raises(
+            ConfigError, match=rf"generators: expected one for each of {networks or 1} .*, got {generators}"
+        ):
+            SineLayer(2, 2, num_networks=networks, generators=[torch.Generator()] * generators)
     with pytest.raises(ConfigError, match="w0: expected a number above 0"):
         SineLayer(2, 2, w0=0)
     with pytest.raises(ConfigError, match="grid: expected pixel_center or inclusive"):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.nn import KOrigins, fold_korigins
+from framework.nn.origins.korigins import convolve_folded
 
 quick = settings(max_examples=25, deadline=None)
 
@@ -144,10 +145,10 @@ def test_bad_weights_are_named(weights: object, message: str) -> None:
 def test_bad_channels_and_inputs_are_named() -> None:
     with pytest.raises(ConfigError, match="in_channels: expected at least 1, got 0"):
         KOrigins(0, [1.0])
-    with pytest.raises(ConfigError, match=r"image: expected \(B, in_channels=2, H, W\), got \(1, 3, 4, 4\)"):
+    with pytest.raises(ConfigError, match=r"image: expected \(B, in_channels=2, H, W\) or .*, got \(1, 3, 4, 4\)"):
         KOrigins(2, [1.0])(torch.zeros(1, 3, 4, 4))
-    with pytest.raises(ConfigError, match=r"got \(2, 4, 4\)"):
-        KOrigins(2, [1.0])(torch.zeros(2, 4, 4))
+    with pytest.raises(ConfigError, match=r"got \(3, 4, 4\)"):
+        KOrigins(2, [1.0])(torch.zeros(3, 4, 4))
 
 
 # ---------------------------------------------------------------------------------------------------------- folding
@@ -288,6 +289,29 @@ def test_a_folded_convolution_takes_one_picture_as_a_convolution_does(tracks: bo
     folded, x = fold_korigins(korigins, conv), 10 * torch.rand(2, 6, 7)
     alone = torch.jit.trace(folded, (x,))(x) if tracks else folded(x)
     torch.testing.assert_close(alone, conv(korigins(x[None]))[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("concat", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_one_picture_is_taken_as_a_convolution_takes_it(concat: bool, dtype: torch.dtype) -> None:
+    layer = KOrigins(2, [3.0, -7.0], concat_input=concat)
+    x = torch.randint(0, 200, (2, 6, 7)).to(dtype)
+    expected = torch.stack([x[c].float() - w for w in [0.0, 3.0, -7.0][not concat :] for c in range(2)])
+    assert torch.equal(layer(x), expected)
+    assert torch.equal(layer(x[None]), expected[None])
+    conv = nn.Conv2d(layer.out_channels, 3, 3, padding=1)
+    torch.testing.assert_close(convolve_folded(x, layer, conv), conv(layer(x[None]))[0], rtol=1e-4, atol=1e-3)
+    for shape in ((6, 7), (1, 1, 2, 6, 7), (3, 6, 7)):
+        with pytest.raises(ConfigError, match=r"image: expected \(B, in_channels=2, H, W\) or \(2, H, W\), got"):
+            layer(torch.zeros(shape))
+
+
+def test_origins_without_values_make_a_layer_without_values() -> None:
+    with torch.device("meta"):
+        layer = KOrigins(2, torch.zeros(3, 2))
+    assert layer.weight.is_meta
+    layer.load_state_dict(KOrigins(2, [1.0, 2.0, 3.0]).state_dict(), assign=True)
+    assert layer.weight.tolist() == [[1.0] * 2, [2.0] * 2, [3.0] * 2]
 
 
 def test_folding_works_on_the_meta_device() -> None:

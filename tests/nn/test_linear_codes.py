@@ -55,6 +55,38 @@ def test_pca_is_the_truncated_svd_whichever_gram_matrix_is_smaller() -> None:
         np.testing.assert_allclose(Pca(x, 7).reconstruct(x, 5), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("count", [20, 300])
+@pytest.mark.parametrize("kinds", [1, 3, 6])
+def test_no_more_components_are_given_than_the_images_span(count: int, kinds: int) -> None:
+    """Of `kinds` different pictures, repeated: numpy's rank of the centred images, and not one component more."""
+    x = images(kinds, side=4)[np.arange(count) % kinds]
+    flat = x.reshape(count, -1).astype(np.float32).astype(np.float64)
+    rank = np.linalg.matrix_rank(flat - flat.mean(0), tol=1e-5)
+    assert rank == kinds - 1
+    with pytest.raises(
+        ConfigError, match=f"floats: expected at most {rank}, .* these {count} images span, got {kinds}"
+    ):
+        Pca(x, kinds)
+    if rank:
+        pca = Pca(x, rank)
+        np.testing.assert_allclose(pca.components @ pca.components.T, np.eye(rank), atol=1e-5)
+        np.testing.assert_allclose(pca.reconstruct(x, rank), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [40, 300])
+def test_small_components_are_exact_too(count: int) -> None:
+    """Eigenvalues down to 1e-7 of the largest, which sums of products in float32 would lose."""
+    rng = np.random.default_rng(0)
+    directions = np.linalg.qr(rng.standard_normal((192, 6)))[0].T
+    x = (0.5 + rng.standard_normal((count, 6)) * np.logspace(0, -3.5, 6) @ directions).reshape(count, 3, 8, 8)
+    flat = x.reshape(count, -1)
+    _, _, right = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    components = Pca(x, 6).components
+    np.testing.assert_allclose(np.abs(components @ right[:6].T), np.eye(6), atol=1e-3)
+    with pytest.raises(ConfigError, match="expected at most 6"):
+        Pca(x, 7)
+
+
 def test_kodak_at_256_is_the_measured_table(shared_data) -> None:
     """Section 10: central 256 x 256 of Kodak, 512 floats: 21.21 dB zonal, 22.63 dB top-N (per-image mean)."""
     crops = []

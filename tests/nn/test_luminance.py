@@ -138,5 +138,9 @@ def test_bad_input_is_named() -> None:
         multi_otsu(np.zeros((2, 2), np.uint8), 1)
     with pytest.raises(DataError, match="luminance: expected an image of uint8, got float64"):
         equal_bins(np.zeros((2, 2)))
+    for classes in (0, 1, 257, 300):
+        with pytest.raises(ConfigError, match=rf"classes: expected 2 to 256, got {classes}"):
+            map_bits(np.zeros((2, 2), int), classes)
+    assert map_bits(np.zeros((2, 2), int), 256)["entropy"] == 0
     with pytest.raises(DataError, match=r"classes 0\.\.1"):
         map_bits(np.full((2, 2), 2), 2)

@@ -49,8 +49,24 @@ def test_the_scale_of_the_features_does_not_matter() -> None:
     )
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_it_fits_where_gradients_are_off(mode) -> None:
+    (x, y), (test_x, test_y) = blobs(gap=1.0), blobs(gap=1.0, seed=1)
+    expected = linear_probe(x, y, test_x, test_y)
+    with mode():
+        made_there = [t.clone() for t in (x, y, test_x, test_y)]
+        assert linear_probe(*made_there) == expected
+        assert not torch.is_grad_enabled()
+    traced = (2 * x.requires_grad_()) / 2  # features with a graph behind them are frozen all the same
+    assert linear_probe(traced, y, test_x, test_y) == expected
+    assert x.grad is None
+
+
 def test_bad_features_are_named() -> None:
     x, y = blobs()
+    for few, of_test, got in ((1, 9, "1 and 9"), (0, 9, "0 and 9"), (9, 0, "9 and 0")):
+        with pytest.raises(DataError, match=f"linear_probe: expected at least 2 features .* 1 for testing, got {got}"):
+            linear_probe(x[:few], y[:few], x[:of_test], y[:of_test])
     with pytest.raises(DataError, match=r"expected features \(N, D\) with labels \(N,\)"):
         linear_probe(x, y[:-1], x, y)
     x[0, 0] = float("nan")

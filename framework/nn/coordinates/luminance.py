@@ -126,8 +126,10 @@ def map_bits(class_map: np.ndarray, classes: int) -> dict[str, float]:
         neighbours W, N, NW and NE, class 0 outside the map.
 
     Raises:
-        DataError: not two-dimensional, or values outside [0, classes).
+        ConfigError: classes outside 2..256. DataError: not two-dimensional, or values outside [0, classes).
     """
+    if not 2 <= classes <= 256:
+        raise ConfigError(f"classes: expected 2 to 256, got {classes}")
     labels = np.asarray(class_map)
     if labels.ndim != 2 or labels.size == 0 or labels.min() < 0 or labels.max() >= classes:
         raise DataError(f"map_bits: expected a map (H, W) of classes 0..{classes - 1}, got shape {labels.shape}")

@@ -29,6 +29,7 @@ def as_autocast(x: Tensor) -> Tensor:
 
 def _sliced(x: Tensor, weight: Tensor, bias: Tensor | None, b: int, runs: Sequence[Run]) -> Tensor:
     """One network's runs in plain operations: (N, out)."""
+    runs = runs or [(0, 0, 0)]  # of no rows
     return torch.cat([F.linear(x[b, s:t], weight[b, e], _own(bias, b, e)) for s, t, e in runs])
 
 

@@ -57,13 +57,20 @@ def siren_init_(layer: ExpertLinear, w0: float, first: bool, generators: Sequenc
         layer: initialised in place.
         w0: frequency factor of the sine.
         first: the layer is the network's first.
-        generators: one per network, on the CPU; None is the global one.
+        generators: one per network, on any device; None is the global one.
+
+    Raises:
+        ConfigError: another number of generators than of networks.
     """
+    networks = layer.num_networks or 1
+    if len(generators) != networks:
+        raise ConfigError(f"generators: expected one for each of {networks} networks, got {len(generators)}")
     bounds = {"weight": siren_bound(layer.in_features, w0, first), "bias": layer.in_features**-0.5}
     for name, parameter in layer.named_parameters():
         rows = parameter if layer.num_networks is not None else parameter[None]
         for row, generator in zip(rows, generators, strict=True):
-            draw = torch.rand(row.shape, generator=generator, dtype=torch.float32)
+            there = None if generator is None else generator.device
+            draw = torch.rand(row.shape, generator=generator, dtype=torch.float32, device=there)
             row.copy_((2 * draw - 1) * bounds[name])
 
 

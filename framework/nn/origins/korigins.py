@@ -76,23 +76,26 @@ class KOrigins(Layer):
         """Shift the input.
 
         Args:
-            x: (B, N, H, W), any real dtype, raw intensities.
+            x: (B, N, H, W) or (N, H, W), any real dtype, raw intensities.
 
         Returns:
-            (B, N (1 + K), H, W), or (B, N K, H, W) without the input, in what torch promotes the input's and the
-            origins' dtypes to (float32 unless the layer was cast): the input first, then the shifted maps with k slow
-            and channel fast.
+            (B, N (1 + K), H, W), or (B, N K, H, W) without the input, and no B for one image, in what torch promotes
+            the input's and the origins' dtypes to (float32 unless the layer was cast): the input first, then the
+            shifted maps with k slow and channel fast.
 
         Raises:
-            ConfigError: if ``x`` is not (B, in_channels, H, W).
+            ConfigError: if ``x`` is neither (B, in_channels, H, W) nor (in_channels, H, W).
         """
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ConfigError(f"image: expected (B, in_channels={self.in_channels}, H, W), got {tuple(x.shape)}")
+        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
+            raise ConfigError(
+                f"image: expected (B, in_channels={self.in_channels}, H, W) or ({self.in_channels}, H, W), got "
+                f"{tuple(x.shape)}"
+            )
         # the input is the map of an origin at zero: one subtraction writes all maps, without a second copy to join them
         origins = F.pad(self.weight, (0, 0, 1, 0)) if self.concat_input else self.weight
         with full_precision(x):
-            maps = at_least_float32(x)[:, None] - at_least_float32(origins)[..., None, None]
-            return maps.flatten(1, 2).to(torch.promote_types(x.dtype, self.weight.dtype))
+            maps = at_least_float32(x).unsqueeze(-4) - at_least_float32(origins)[..., None, None]
+            return maps.flatten(-4, -3).to(torch.promote_types(x.dtype, self.weight.dtype))
 
     def extra_repr(self) -> str:
         """The arguments, with the number of origins."""
@@ -314,12 +317,12 @@ def convolve_folded(x: Tensor, korigins: KOrigins, conv: nn.Conv2d) -> Tensor:
     are made in float64, as in `fold_korigins`; the gradients are those of the unfolded form up to rounding.
 
     Args:
-        x: (B, N, H, W), any real dtype, raw intensities.
+        x: (B, N, H, W) or (N, H, W), any real dtype, raw intensities.
         korigins: layer of N channels.
         conv: zero padding given as numbers, one group.
 
     Returns:
-        (B, out, H', W') in what torch promotes the dtypes of x and the convolution to.
+        (B, out, H', W') or (out, H', W') in what torch promotes the dtypes of x and the convolution to.
     """
     dtype = torch.promote_types(x.dtype, conv.weight.dtype)
     inner = torch.promote_types(dtype, torch.float32)
@@ -331,7 +334,7 @@ def convolve_folded(x: Tensor, korigins: KOrigins, conv: nn.Conv2d) -> Tensor:
         plain: Any = (conv.stride, conv.padding, conv.dilation)
         y = F.conv2d(x.to(inner), kernel.sum(1).to(inner), bias.to(inner), *plain)
         # a kernel element outside the image adds nothing: the same convolution of what lies outside takes it off again
-        inside = torch.ones((1, 1, *x.shape[-2:]), dtype=inner, device=x.device)
+        inside = torch.ones((1, *x.shape[-2:]), dtype=inner, device=x.device)
         reached = F.conv2d(inside, taps.unsqueeze(1).to(inner), None, *plain)
         y = y + (reached - taps.sum((1, 2)).to(inner)[:, None, None])
     return y.to(dtype)

@@ -87,15 +87,23 @@ class Pca:
                 f"floats: {len(images)} images of {flat.shape[1]} values span at most "
                 f"{min(flat.shape[0] - 1, flat.shape[1])} components, got {floats}"
             )
-        self.mean = flat.mean(0)
+        size = float(np.square(flat, dtype=np.float64).sum())
+        self.mean = flat.mean(0, dtype=np.float64).astype(np.float32)
         flat -= self.mean
-        if flat.shape[0] < flat.shape[1]:  # the smaller of the two Gram matrices has the same spectrum
-            _, vectors = np.linalg.eigh((flat @ flat.T).astype(np.float64))
-            components = vectors[:, ::-1][:, :floats].T.astype(np.float32) @ flat
-            self.components = components / np.linalg.norm(components, axis=1, keepdims=True)
-        else:
-            _, vectors = np.linalg.eigh((flat.T @ flat).astype(np.float64))
-            self.components = vectors[:, ::-1][:, :floats].T.astype(np.float32)
+        few = flat.shape[0] < flat.shape[1]
+        values, vectors = np.linalg.eigh(_gram(flat if few else flat.T))  # the smaller of the two has the same spectrum
+        # below this an eigenvalue is what rounding the images to float32 makes, or eigh's own error
+        noise = np.finfo(np.float32).eps ** 2 * size + np.finfo(np.float64).eps * len(values) * values[-1]
+        spanned = int((values > noise).sum())
+        if floats > spanned:
+            raise ConfigError(
+                f"floats: expected at most {spanned}, the components that these {len(images)} images span, got {floats}"
+            )
+        components = vectors[:, ::-1][:, :floats].T.astype(np.float32)
+        if few:
+            components = components @ flat
+            components /= np.linalg.norm(components, axis=1, keepdims=True)
+        self.components = components
 
     def reconstruct(self, images: np.ndarray, floats: int) -> np.ndarray:
         """Images (B, 3, H, W) in [0, 1] from their first `floats` weights, clipped to [0, 1]."""
@@ -103,3 +111,12 @@ class Pca:
         components = self.components[:floats]
         flat = images.reshape(len(images), -1).astype(np.float32) - self.mean
         return (flat @ components.T @ components + self.mean).clip(0, 1).reshape(images.shape)
+
+
+def _gram(rows: np.ndarray) -> np.ndarray:
+    """Products of all rows (n, d) with each other, (n, n) float64: the squares of small components need its digits."""
+    total = np.zeros((len(rows), len(rows)))
+    for part in np.array_split(rows, -(-rows.shape[1] // 1024), axis=1):  # not all of it in float64 at once
+        wide = part.astype(np.float64)
+        total += wide @ wide.T
+    return total

@@ -12,8 +12,10 @@ def linear_probe(
 ) -> float:
     """Accuracy of multinomial logistic regression, fitted by L-BFGS on standardised features.
 
+    It fits inside `torch.no_grad` and `torch.inference_mode` too, where Trainers test.
+
     Args:
-        features: (N, D) float32, for fitting.
+        features: (N, D) float32, for fitting, N at least 2.
         labels: (N,) int64 classes from 0.
         test_features: (K, D) float32.
         test_labels: (K,) int64.
@@ -24,15 +26,29 @@ def linear_probe(
         share of the test features classified rightly, in [0, 1].
 
     Raises:
-        DataError: shapes that do not belong together, or features that are not finite.
+        DataError: shapes that do not belong together, too few rows, or features that are not finite.
     """
     if features.dim() != 2 or len(features) != len(labels) or test_features.shape[1:] != features.shape[1:]:
         raise DataError(
             f"linear_probe: expected features (N, D) with labels (N,), got {tuple(features.shape)} with "
             f"{tuple(labels.shape)}, and test features {tuple(test_features.shape)}"
         )
+    if len(features) < 2 or len(test_features) < 1:
+        raise DataError(
+            f"linear_probe: expected at least 2 features for fitting, whose spread can be measured, and 1 for testing, "
+            f"got {len(features)} and {len(test_features)}"
+        )
     if not (features.isfinite().all() and test_features.isfinite().all()):
         raise DataError("linear_probe: the features hold NaN or infinite values")
+    with torch.inference_mode(False), torch.enable_grad():
+        # autograd takes no tensor that was made in inference mode, but a copy of it
+        own = [t.detach().clone() for t in (features, labels, test_features, test_labels)]
+        return _fitted(own[0], own[1], own[2], own[3], l2, steps)
+
+
+def _fitted(
+    features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor, l2: float, steps: int
+) -> float:
     mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
     features, test_features = (features - mean) / std, (test_features - mean) / std
     classes = int(max(labels.max(), test_labels.max())) + 1
@@ -46,7 +62,6 @@ def linear_probe(
         loss.backward()
         return loss
 
-    with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)  # type: ignore[arg-type]
     with torch.no_grad():
         return ((test_features @ weight.T + bias).argmax(1) == test_labels).float().mean().item()
