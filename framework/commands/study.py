@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import multiprocessing
 import os
 import shlex
@@ -158,11 +159,16 @@ def joined(args: Sequence[str]) -> list[str]:
 
 def whole_command(args: Sequence[str]) -> list[str]:
     """The words of a row's command: which cells were chosen and how many ran at once are no part of it."""
-    kept, dropping = [], False
+    kept: list[str] = []
+    left: float = 0  # words that still belong to the option before them
     for word in args:
         if word.startswith("-"):
-            dropping = word.split("=")[0] in ("--jobs", "--only")
-        if not dropping:
+            left = {"--jobs": 1, "--only": math.inf}.get(word, 0)
+            if word.partition("=")[0] not in ("--jobs", "--only"):
+                kept.append(word)
+        elif left:
+            left -= 1
+        else:
             kept.append(word)
     return kept
 

@@ -130,8 +130,10 @@ def _check_rows_of(out: Path, study: Study) -> None:
     """A file that is there is replaced by one with its rows and ours; it must be one of rows."""
     try:
         rows = read_rows(out)
-        header = out.read_text(encoding="utf-8").splitlines()[:1] if out.is_file() else []
-    except (OSError, UnicodeDecodeError) as error:
+        header = out.read_text(encoding="utf-8-sig").splitlines()[:1] if out.is_file() else []
+    except ConfigError as error:
+        raise ConfigError(f"--out: {error}, or give another path") from error
+    except OSError as error:
         raise ConfigError(f"--out: {out} cannot be read as a CSV file: {error}; give another path") from error
     columns = list(rows[0]) if rows else [name.strip('"') for name in "".join(header).split(",")]
     if header and study.columns and not set(study.columns) & set(columns):

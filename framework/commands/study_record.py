@@ -63,7 +63,7 @@ class Kept:
         )
 
     def of(self, curves: Curves) -> float | int | str:
-        """The number that is kept.
+        """The number that is kept: NaN, a step that diverged, is the largest and smallest only where there is no other.
 
         Raises:
             MissingFigure: the run has no such figure.
@@ -77,11 +77,13 @@ class Kept:
             return reached[0] if reached else f"> {curve[-1][0]}"
         if self.what == "mean":
             return math.fsum(values) / len(values)
-        return {"max": max(values), "min": min(values), "last": values[-1]}[self.what]
+        numbers = [value for value in values if not math.isnan(value)] or values
+        return {"max": max(numbers), "min": min(numbers), "last": values[-1]}[self.what]
 
     def best(self, values: Mapping[str, float]) -> str:
-        """The label whose value is the best one; the first of several."""
-        return (min if self.what == "min" else max)(values, key=lambda name: values[name])
+        """The label whose value is the best one; the first of several. NaN, a run that diverged, is the worst."""
+        numbers = {name: value for name, value in values.items() if not math.isnan(value)} or values
+        return (min if self.what == "min" else max)(numbers, key=lambda name: numbers[name])
 
 
 class RunRecord(Callback):

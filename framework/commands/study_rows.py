@@ -8,15 +8,47 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from framework.errors import ConfigError
+
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a CSV; none when the file is not there. A last row that was only half written is left out."""
+    """The rows of a CSV, as written here or by a spreadsheet (a byte order mark, a last line without an end).
+
+    Args:
+        path: of the file; none when it is not there.
+
+    Raises:
+        ConfigError: a line without a field for every column. The file is written anew from its rows, so what is no row
+            would be lost.
+    """
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    rows = csv.DictReader(io.StringIO(whole, newline=""))
-    return [row for row in rows if None not in row and None not in row.values()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: expected text in UTF-8, got {error}; save it as UTF-8") from error
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[dict[str, str]] = []
+    names: list[str] = []
+    try:
+        for fields in lines:
+            if not fields:
+                continue
+            place = f"{path}, line {lines.line_num}"
+            if not names:
+                names = fields
+                if twice := [name for name in names if names.count(name) > 1]:
+                    raise ConfigError(f"{place}: expected columns of different names, got {twice[0]!r} twice; mend it")
+                continue
+            if len(fields) != len(names):
+                raise ConfigError(
+                    f"{place}: expected a field for each of the {len(names)} columns, got {len(fields)}; mend the "
+                    "line, or delete it to run its cell again"
+                )
+            rows.append(dict(zip(names, fields, strict=True)))
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {lines.line_num}: expected a line of CSV, got {error}; mend it") from error
+    return rows
 
 
 def keys_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> set[tuple[str, ...]]:

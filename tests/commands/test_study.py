@@ -2,6 +2,7 @@
 
 import csv
 import inspect
+import math
 import multiprocessing
 import signal
 import sys
@@ -14,7 +15,7 @@ import torch
 import yaml
 
 from framework.commands import study as study_module
-from framework.commands.study import best_labels, run
+from framework.commands.study import best_labels, run, whole_command
 from framework.commands.study_cell import chosen_checkpoint, named
 from framework.commands.study_plan import find_study, load_study, study_names
 from framework.commands.study_record import Kept, RunRecord
@@ -168,19 +169,34 @@ def test_an_expression_keeps_one_number_of_a_curve(text: str, value: object) -> 
     assert Kept.parse("keep.x", text).of({"val/iou": [(1, 0.1), (2, 0.9), (3, 0.5)]}) == value
 
 
+@pytest.mark.parametrize("curve", [[math.nan, 0.5, 0.2], [0.2, math.nan, 0.5], [0.5, 0.2, math.nan]])
+def test_nan_is_neither_the_largest_nor_the_smallest(curve: list[float]) -> None:
+    curves = {"val/psnr": list(enumerate(curve, start=1))}
+    assert Kept.parse("k", "val/psnr max").of(curves) == 0.5
+    assert Kept.parse("k", "val/psnr min").of(curves) == 0.2
+    assert math.isnan(float(Kept.parse("k", "val/psnr max").of({"val/psnr": [(1, math.nan)]})))
+
+
+def test_a_label_that_diverged_is_not_the_best() -> None:
+    for what, best in (("max", "b"), ("min", "c")):
+        kept = Kept.parse("choose.by", f"psnr {what}")
+        for labels in ("abc", "cab", "bca"):
+            assert kept.best({label: {"a": math.nan, "b": 30.0, "c": 20.0}[label] for label in labels}) == best
+        assert kept.best({"a": math.nan, "b": math.nan}) == "a"
+
+
 @pytest.mark.parametrize("text", ["val/iou best", "val/iou first", "val/iou first >= high", ""])
 def test_another_expression_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"keep\.x: expected a figure"):
         Kept.parse("keep.x", text)
 
 
-def test_a_half_written_row_is_run_again(tmp_path: Path) -> None:
+def test_rows_that_an_editor_has_touched_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
-    path.write_text("seed,iou\n0,0.5\n1,0.2")
-    assert read_rows(path) == [{"seed": "0", "iou": "0.5"}]
-    path.write_text("seed,iou,date\n0,0.5,today\n1,0.2\n")
-    assert [row["seed"] for row in read_rows(path)] == ["0"]
-    order = [("1",), ("0",)]
+    # as spreadsheets and editors leave it: a byte order mark, ends of lines of another system, none at the end
+    path.write_bytes(b"\xef\xbb\xbfseed,iou,date\r\n0,0.5,today\r\n\r\n2,0.2,yesterday")
+    assert [row["seed"] for row in read_rows(path)] == ["0", "2"]
+    order = [("1",), ("0",), ("2",)]
     assert add_rows(path, [{"seed": 1, "iou": 0.3, "more": "x"}], ["seed"], order)
     assert not add_rows(path, [{"seed": 1, "iou": 0.4}], ["seed"], order)
     with path.open(newline="") as file:
@@ -188,7 +204,37 @@ def test_a_half_written_row_is_run_again(tmp_path: Path) -> None:
             ["seed", "iou", "more", "date"],
             ["1", "0.3", "x", ""],
             ["0", "0.5", "", "today"],
+            ["2", "0.2", "", "yesterday"],
         ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"seed,iou,date\n0,0.5,today\n1,0.2\n", "line 3: expected a field for each of the 3 columns, got 2"),
+        (b"seed,iou\n0,0.5\n1,0.2,x\n", "line 3: expected a field for each of the 2 columns, got 3"),
+        (b"seed,iou,iou\n0,0.5,0.4\n", "line 1: expected columns of different names, got 'iou' twice"),
+        (b'seed,iou\n0,"0.5\n1,0.2\n', "expected a line of CSV"),
+        (b"seed,iou\n0,\xe9\n", "expected text in UTF-8"),
+    ],
+)
+def test_what_is_no_row_is_named_and_the_file_stays(here: Path, text: bytes, message: str) -> None:
+    path = here / "out.csv"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError, match=message):
+        add_rows(path, [{"seed": 7, "iou": 0.3}], ["seed"], [])
+    with pytest.raises(ConfigError, match=f"--out: out.csv.*{message}"):
+        run(["tiny.yaml", "--out", "out.csv"])
+    assert path.read_bytes() == text
+
+
+def test_a_command_is_kept_without_what_chose_cells() -> None:
+    said = whole_command(["--jobs", "2", "korigins/epochs", "--out", "x.csv"])
+    assert said == ["korigins/epochs", "--out", "x.csv"]
+    assert whole_command(["--jobs=2", "korigins/epochs"]) == ["korigins/epochs"]
+    said = whole_command(["korigins/epochs", "--only", "rfl=18", "seed=0", "--data.root", "x", "--jobs", "2"])
+    assert said == ["korigins/epochs", "--data.root", "x"]
+    assert whole_command(["--only=rfl=18", "korigins/epochs"]) == ["korigins/epochs"]
 
 
 def test_later_seeds_run_at_the_first_seeds_best_label() -> None:
