@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from framework.commands.cli import BuildOnly
 from framework.commands.precedence import layer_arguments
 from framework.errors import CheckpointError, ConfigError
 from framework.main import main
@@ -260,3 +261,17 @@ def test_last_finds_a_run_by_its_name(run, tiny) -> None:
     run("fit", *tiny, "--trainer.max_epochs=1", "--trainer.default_root_dir=out", "--name=mine")
     cli = run("validate", *tiny, "--trainer.default_root_dir=out", "--name=mine", "--ckpt_path=last")
     assert cli.trainer.ckpt_path == "out/mine/version_0/checkpoints/last.ckpt"
+
+
+@pytest.mark.parametrize("word", ["--ckpt_path=null", "--ckpt_path=~", "--ckpt_path="])
+def test_null_is_no_checkpoint_whatever_a_file_says(fitted, run, word, tmp_path) -> None:
+    _, checkpoint = fitted
+    (tmp_path / "mine.yaml").write_text(f"base: korigins/quickstart\nckpt_path: {checkpoint}\n")
+    words = ["test", "-c", "mine.yaml", word]
+    layers = layer_arguments(words, ["test"], Path("runs"))
+    assert (layers.checkpoint, layers.hparams) == (None, None)
+    if word.endswith("null"):
+        assert BuildOnly(args=words).config["test"]["ckpt_path"] is None
+    (tmp_path / "higher.yaml").write_text("ckpt_path: null\n")
+    assert layer_arguments([*words[:3], "-c", "higher.yaml"], ["test"], Path("runs")).checkpoint is None
+    assert layer_arguments(words[:3], ["test"], Path("runs")).checkpoint == checkpoint

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from framework.commands.cli import BuildOnly
 from framework.commands.precedence import layer_arguments
+from framework.commands.yaml_files import as_yaml, parse
 from framework.configs import config_names, config_roots, find_config, run_name
 from framework.errors import ConfigError
 from models import MaskedFinola, MasterKeyClassifier
@@ -160,3 +161,47 @@ def test_a_base_that_cannot_be_is_named(text, message, tmp_path, monkeypatch) ->
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message):
         layer_arguments(["fit", "-c", "one.yaml"], ["fit"], Path("runs"))
+
+
+def test_a_configuration_with_a_base_has_the_values_of_its_text(tmp_path, monkeypatch) -> None:
+    """Astral letters, infinities, exponents without a point and texts that look like something else."""
+    values = {
+        "root": '"d\U0001f600/\u00e9\u4e2d"',
+        "images": "'1e-3'",
+        "masks": "'null'",
+        "exposure": "[1e-3, 1E+2]",
+        "eval_exposure": "2e0",
+        "normalize": "none",
+    }
+    text = "data:\n  class_path: SegmentationDataModule\n  init_args:\n"
+    text += "".join(f"    {key}: {value}\n" for key, value in values.items())
+    text += "model: {class_path: KMUNet, init_args: {num_classes: 2}}\n"
+    text += "trainer: {gradient_clip_val: .inf, val_check_interval: 1e-1}\n"
+    (tmp_path / "whole.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "nothing.yaml").write_text("seed_everything: 1\n")
+    (tmp_path / "based.yaml").write_text(f"base: nothing.yaml\n{text}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    whole, based = (BuildOnly(args=["fit", "-c", f"{name}.yaml"]).config["fit"] for name in ("whole", "based"))
+    assert based["data"] == whole["data"]
+    assert based["trainer"] == whole["trainer"]
+    data = based["data"]["init_args"]
+    assert (data["root"], data["images"], data["masks"]) == ("d\U0001f600/\u00e9\u4e2d", "1e-3", "null")
+    assert data["exposure"] == [0.001, 100.0]
+    assert based["trainer"]["gradient_clip_val"] == float("inf")
+    assert based["trainer"]["val_check_interval"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["\U0001f600", "1e-3", "null", "", "a: b", "x" * 300 + " y" * 300, 1e-20, 1e22, 0.1, float("inf"), -float("inf"), None,
+     True, 3, [[1, "2"], {}], {"a": [], "b": {"c": (1e-5, None)}}],
+)  # fmt: skip
+def test_values_are_one_line_that_is_read_as_they_were(value) -> None:
+    from jsonargparse._loaders_dumpers import yaml_load
+
+    text = as_yaml(value)
+    assert "\n" not in text
+    assert repr(yaml_load(text)) == repr(value).replace("(1e-05, None)", "[1e-05, None]")
+    assert repr(parse(text)) == repr(yaml_load(text))
+    with pytest.raises(TypeError, match="expected plain values, got object"):
+        as_yaml([object()])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,15 @@ from typing import Any
 import datamodules
 from datamodules.reading import Reading
 from framework.checkpoints import check_whole, load_checkpoint, newest_whole
-from framework.commands.yaml_files import parse, read_config
+from framework.commands.yaml_files import as_yaml, parse, read_config
 from framework.configs import find_config, run_name
 from framework.elastic import checkpoint_to_go_on_from
 from framework.errors import CheckpointError, ConfigError
 from framework.serialization import import_target, same_class
 from framework.trust import check_hyper_parameters, check_method, named_in
+
+#: YAML's null as a word of the command line
+_NULL = ("", "~", "null", "Null", "NULL")
 
 
 @dataclasses.dataclass
@@ -71,9 +73,10 @@ def layer_arguments(words: Sequence[str], verbs: Sequence[str], runs: Path) -> L
     _check_words(rest)
     named = [c for c in configs if not c.lstrip().startswith("{")]
     layers = Layers(verb, [], run_name(named[0]) if named else None)
-    given: list[Any] = [*(content.get("ckpt_path") for content in contents), *_values(rest, "--ckpt_path")]
+    given: list[Any] = [content["ckpt_path"] for content in contents if "ckpt_path" in content]
+    given += [None if word in _NULL else word for word in _values(rest, "--ckpt_path")]
     layers.checkpoint = _find_checkpoint(
-        next((g for g in reversed(given) if g), None), _run_folder(contents, rest, runs, layers.name), layers.notes
+        given[-1] if given else None, _run_folder(contents, rest, runs, layers.name), layers.notes
     )
     if verb == "fit" and (
         again := checkpoint_to_go_on_from(_run_folder(contents, rest, runs, layers.name), load_checkpoint)
@@ -91,7 +94,7 @@ def layer_arguments(words: Sequence[str], verbs: Sequence[str], runs: Path) -> L
                 f"ckpt_path: {layers.checkpoint} holds hyper-parameters of an unknown form ({error}); it is damaged, "
                 "or not written by fit"
             ) from error
-        words_of_files += ["--config", json.dumps(layer)] if layer else []
+        words_of_files += ["--config", as_yaml(layer)] if layer else []
         rest = _drop_option(rest, "--ckpt_path")
     layers.words = [*head, verb, *words_of_files, *rest]
     return layers
@@ -147,7 +150,7 @@ def _with_bases(config: str, above: tuple[str, ...] = ()) -> list[tuple[str, dic
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"-c {config}: base: expected the name or path of a configuration, or a list, got {bases!r}")
     lower = [file for base in bases for file in _with_bases(base, (*above, path))]
-    return [*lower, (json.dumps(content), content)]
+    return [*lower, (as_yaml(content), content)]
 
 
 def sections(config: str, name: str) -> dict[str, Any]:
@@ -174,7 +177,7 @@ def _checkpoint_layer(
     if stored is None:
         return None, None
     asked = _asked_class(contents, rest)
-    named = named_in([json.dumps(content, default=str) for content in contents] + list(rest))
+    named = named_in([as_yaml(content) for content in contents] + list(rest))
     if asked is not None and "." in asked:
         import_target(asked, "model.class_path")  # the user's word; the class may be known by another path too
     check_method(stored, named)
@@ -234,7 +237,7 @@ def _run_folder(contents: Sequence[Mapping[str, Any]], rest: Sequence[str], runs
 
 
 def _find_checkpoint(given: str | None, folder: Path, notes: list[str]) -> Path | None:
-    if given is None:
+    if not given:
         return None
     if given not in ("best", "last"):
         check_whole(Path(given))

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import importlib
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import yaml
 from framework.commands.study_form import check_form, columns_of, find_label, label, labels_of, listed
 from framework.commands.study_record import Kept
 from framework.commands.values import arguments_of
-from framework.commands.yaml_files import load_yaml
+from framework.commands.yaml_files import as_yaml, load_yaml
 from framework.configs import config_names, find_config
 from framework.errors import ConfigError
 
@@ -199,7 +198,7 @@ def _skipped(key: Mapping[str, str], content: Mapping[str, Any]) -> bool:
 
 def assign(key: str, value: Any) -> str:
     """A setting as a word of the command line."""
-    return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+    return f"--{key}={value if isinstance(value, str) else as_yaml(value)}"
 
 
 def seed_words(configs: Sequence[str], seed: int, read: dict[str, dict[str, Any]]) -> list[str]:

@@ -1,5 +1,7 @@
 """Configurations read with limits: double keys, loops, alias bombs and wrong kinds of section are a message each."""
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _ConfigLoader(_Loader):
+    """`1e-3` is a number, as it is to jsonargparse and in YAML 1.2; to PyYAML it is text without a point."""
+
+
+_ConfigLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 def read_config(path: str) -> dict[str, Any]:
     """The content of a configuration.
 
@@ -79,7 +90,7 @@ def parse(text: str) -> Any:
         ConfigError: not YAML, a key that stands twice, a value that holds itself, over 50 levels or 100,000 values.
     """
     try:
-        content = load_yaml(text)
+        content = yaml.load(text, Loader=_ConfigLoader)  # a safe loader
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -92,6 +103,44 @@ def parse(text: str) -> Any:
 def load_yaml(text: str) -> Any:
     """YAML as PyYAML's safe loader reads it; a key that stands twice in one mapping is a ConfigError."""
     return yaml.load(text, Loader=_Loader)  # a safe loader
+
+
+class _Dumper(yaml.SafeDumper):
+    """Values on one line; text in quotes, so that no reader takes it for a number."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Writes what stands twice twice."""
+        return True
+
+
+def _float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
+    if math.isfinite(value):
+        return dumper.represent_scalar("tag:yaml.org,2002:float", repr(float(value)))
+    return dumper.represent_float(value)
+
+
+_Dumper.yaml_representers = {k: v for k, v in _Dumper.yaml_representers.items() if k not in (str, float)}
+_Dumper.add_multi_representer(str, lambda d, value: d.represent_scalar("tag:yaml.org,2002:str", str(value), style='"'))
+_Dumper.add_multi_representer(float, _float)
+_Dumper.add_multi_representer(dict, lambda d, value: d.represent_mapping("tag:yaml.org,2002:map", dict(value)))
+
+
+def as_yaml(value: Any) -> str:
+    """Plain values as one line for jsonargparse, which reads them as they were: as JSON, but for infinity and NaN.
+
+    Args:
+        value: text, numbers, true, false, null, and lists and dictionaries of them.
+
+    Raises:
+        TypeError: something else.
+    """
+    try:
+        text = yaml.dump(
+            value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False
+        )
+    except yaml.representer.RepresenterError as error:
+        raise TypeError(f"expected plain values, got {type(error.args[-1]).__name__}") from error
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _text(path: Path) -> str:
