@@ -193,8 +193,8 @@ def test_a_configuration_with_a_base_has_the_values_of_its_text(tmp_path, monkey
 
 @pytest.mark.parametrize(
     "value",
-    ["\U0001f600", "1e-3", "null", "", "a: b", "x" * 300 + " y" * 300, 1e-20, 1e22, 0.1, float("inf"), -float("inf"), None,
-     True, 3, [[1, "2"], {}], {"a": [], "b": {"c": (1e-5, None)}}],
+    ["\U0001f600", "1e-3", "null", "", "a: b", "x" * 300 + " y" * 300, 1e-20, 1e22, 0.1, float("inf"), -float("inf"),
+     None, True, 3, [[1, "2"], {}], {"a": [], "b": {"c": (1e-5, None)}}],
 )  # fmt: skip
 def test_values_are_one_line_that_is_read_as_they_were(value) -> None:
     from jsonargparse._loaders_dumpers import yaml_load

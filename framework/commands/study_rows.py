@@ -26,7 +26,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: expected text in UTF-8, got {error}; save it as UTF-8") from error
+        raise ConfigError(f"{path} cannot be read as a CSV file: {error}; save it as UTF-8") from error
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[dict[str, str]] = []
     names: list[str] = []

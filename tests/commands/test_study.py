@@ -215,7 +215,7 @@ def test_rows_that_an_editor_has_touched_are_kept(tmp_path: Path) -> None:
         (b"seed,iou\n0,0.5\n1,0.2,x\n", "line 3: expected a field for each of the 2 columns, got 3"),
         (b"seed,iou,iou\n0,0.5,0.4\n", "line 1: expected columns of different names, got 'iou' twice"),
         (b'seed,iou\n0,"0.5\n1,0.2\n', "expected a line of CSV"),
-        (b"seed,iou\n0,\xe9\n", "expected text in UTF-8"),
+        (b"seed,iou\n0,\xe9\n", "cannot be read as a CSV file"),
     ],
 )
 def test_what_is_no_row_is_named_and_the_file_stays(here: Path, text: bytes, message: str) -> None:
