@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from framework.distributed import run_folder
 from framework.figures import training_curves
 from framework.nn.filters.replacement import evaluating
-from framework.outputs import optional_output
+from framework.outputs import free_path, optional_output
 from framework.protocols import DrawsFigures
 
 
@@ -80,8 +80,11 @@ class FigureWriter(Callback):
 
 
 def save_figure(trainer: Trainer, name: str, figure: Figure, dpi: int = 110) -> Path:
-    """Writes `figures/NAME.png` into the run folder, and to TensorBoard when it is there. Rank 0 only."""
-    path = run_folder(trainer) / "figures" / f"{name}.png"
+    """Writes `figures/NAME.png` into the run folder, and to TensorBoard when it is there. Rank 0 only.
+
+    A file that is there stays: the figures of a second verb of one Trainer are called `NAME_1.png`.
+    """
+    path = free_path(run_folder(trainer) / "figures" / f"{name}.png")
     with optional_output(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=dpi)

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from callbacks.figure_writer import save_figure
+from callbacks.tested import in_order, known_places, once_each, pictures_of, place_samples
 from framework.distributed import gather_lists, run_folder
 from framework.errors import ConfigError
 from framework.figures import confusion_matrix, instance_curves
@@ -18,7 +19,7 @@ from framework.metrics import Matches, dice_by_class, iou_by_class, mean_over_pr
 from framework.metrics.instances import THRESHOLDS
 from framework.metrics.segmentation import without_class
 from framework.nn.filters.replacement import evaluating
-from framework.outputs import optional_output
+from framework.outputs import free_path, optional_output
 from framework.protocols import HasClassNames, MeasuresSamples, NamesSamples
 
 
@@ -28,8 +29,9 @@ class SegmentationReport(Callback):
     The table has a row for every image with Dice and IoU of every class, and of the foreground together, and a last row
     `all` for the whole split, counts first; with instances also F1 at IoU 0.5, mean average precision over 0.5 to 0.95,
     panoptic quality and the numbers of objects, then `test_instances.csv` has a row for every threshold. Images are
-    ordered by mean average precision, then by Dice. Every command has this callback for every method that measures
-    samples.
+    ordered by mean average precision, then by Dice. Pictures are found again by their `index`, or by their place where
+    the loader does not shuffle, and drawn as the network saw them; an image that several processes tested has one row.
+    Every command has this callback for every method that measures samples.
 
     Args:
         figures: draw them; False writes tables only.
@@ -54,12 +56,11 @@ class SegmentationReport(Callback):
         """Puts together what the ranks have counted, and writes it on the first."""
         assert isinstance(pl_module, MeasuresSamples)
         own = pl_module.take_samples()
-        for sample, place in zip(own, _places(trainer), strict=False):
-            sample["place"] = place
+        place_samples(own, known_places(trainer))
         samples = gather_lists(own)
         if not trainer.is_global_zero or not samples or not trainer.loggers or getattr(trainer, "fast_dev_run", False):
             return
-        samples.sort(key=lambda s: (s["place"] is None, s["place"]))
+        samples = in_order(once_each(trainer, samples))
         data = getattr(trainer, "datamodule", None)
         name: Any = data.sample_name if isinstance(data, NamesSamples) else "{:06d}".format
         for number, sample in enumerate(samples):
@@ -75,8 +76,10 @@ class SegmentationReport(Callback):
         if together is not None:
             _write(folder / "test_instances.csv", pd.DataFrame(together.by_threshold()))
         if self.figures:
-            names = data.class_names if isinstance(data, HasClassNames) else None
-            save_figure(trainer, "confusion", confusion_matrix(confusion, names))
+            names = data.class_names if isinstance(data, HasClassNames) else ()
+            save_figure(
+                trainer, "confusion", confusion_matrix(confusion, names if len(names) == len(confusion) else None)
+            )
             if together is not None:
                 curves = together.by_threshold()
                 shown = {"F1": curves["f1"], "average precision": curves["ap"], "panoptic quality": curves["pq"]}
@@ -88,30 +91,18 @@ class SegmentationReport(Callback):
     ) -> None:
         key = "ap" if "ap" in table else "dice"
         order = np.lexsort((table["dice"], table[key]))
-        dataset: Any = _loader(trainer).dataset
         chosen = {"worst": order[0], "median": order[(len(order) - 1) // 2], "best": order[-1]}
         if len(order) < 3:
             chosen = {"worst": order[0], "best": order[-1]} if len(order) == 2 else {"only": order[0]}
-        chosen = {title: i for title, i in chosen.items() if samples[i]["place"] is not None}
-        if not chosen:
-            return
+        pictures = pictures_of(trainer, [samples[i] for i in chosen.values()])
         titles = [f"{t}: {samples[i]['name']}\n{key} {table[key].iloc[i]:.3f}" for t, i in chosen.items()]
-        pictures = [dataset[samples[i]["place"]] for i in chosen.values()]
+        shown = [(one, title) for one, title in zip(pictures, titles, strict=True) if one is not None]
+        if not shown:
+            return
         with evaluating(pl_module), torch.inference_mode(), trainer.precision_plugin.forward_context():
-            drawn = pl_module.sample_figures(pictures, titles)
+            drawn = pl_module.sample_figures(*map(list, zip(*shown, strict=True)))
         for name, figure in drawn.items():
             save_figure(trainer, name, figure)
-
-
-def _loader(trainer: Trainer) -> Any:
-    loaders: Any = trainer.test_dataloaders
-    return loaders[0] if isinstance(loaders, list | tuple) else loaders
-
-
-def _places(trainer: Trainer) -> list[int | None]:
-    """Where in the dataset this process's samples stand, in the order of its batches."""
-    sampler = getattr(_loader(trainer), "batch_sampler", None)
-    return [int(place) for batch in sampler for place in batch] if sampler is not None else []
 
 
 def _row(sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,5 +123,6 @@ def _sum(objects: Sequence[Mapping[str, Any] | None]) -> Matches | None:
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:
+    path = free_path(path)
     with optional_output(path):
         table.round(6).to_csv(path, index=False)

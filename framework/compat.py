@@ -42,6 +42,13 @@ def figures_of_this_loop(trainer: Trainer) -> dict[str, Any]:
     return dict(trainer._logger_connector.metrics["callback"])
 
 
+def handed_over(trainer: Trainer, batch: Any) -> Any:
+    """A loader's batch as a step gets it: precision, the hooks of the transfer, the device (lightning 2.6.6)."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
 def default_store() -> Any:
     """The key-value store that the ranks have met in (torch 2.15)."""
     return _get_default_store()

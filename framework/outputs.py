@@ -24,6 +24,15 @@ def optional_output(what: str | Path) -> Iterator[None]:
         rank_zero_warn(f"{what} cannot be written ({reason}); the run goes on without it")
 
 
+def free_path(path: Path) -> Path:
+    """The path itself, or where a file is there already the first free one of `NAME_1.ending`, `NAME_2.ending`, ..."""
+    free, number = path, 0
+    while free.is_file():
+        number += 1
+        free = path.with_name(f"{path.stem}_{number}{path.suffix}")
+    return free
+
+
 @contextlib.contextmanager
 def optional_threads() -> Iterator[None]:
     """Threads that write such files end without a traceback: TensorBoard's hands the error on to its next caller."""

@@ -217,7 +217,7 @@ class MeasuresSamples(Protocol):
         ...
 
     def sample_figures(self, samples: Sequence[Any], titles: Sequence[str]) -> Mapping[str, Figure]:
-        """Figures by name of samples of the dataset, each under its title."""
+        """Figures by name of samples as the network saw them, normalised and on its device, each under its title."""
         ...
 
 

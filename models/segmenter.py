@@ -96,7 +96,7 @@ class SegmentationMethod(BaseMethod):
 
     def panel(self, batch: Batch, preds: Tensor) -> Figure:
         """Input, truth, prediction, error and IoU per class; `preds` (B, H, W) classes."""
-        image, mask = batch["image"].cpu().numpy(), batch["mask"].cpu().numpy()
+        image, mask = batch["image"].float().cpu().numpy(), batch["mask"].cpu().numpy()
         return segmentation_panel(image, mask, preds.cpu().numpy(), self.num_classes, ignore=self.ignore_index)
 
     def meet_data(self) -> None:
@@ -156,7 +156,7 @@ class SegmentationMethod(BaseMethod):
 
     def sample_figures(self, samples: Sequence[Batch], titles: Sequence[str]) -> Mapping[str, Figure]:
         """For SegmentationReport: pictures, truth and prediction; with instances also the objects."""
-        images = [s["image"].cpu().numpy() for s in samples]
+        images = [s["image"].float().cpu().numpy() for s in samples]
         with torch.no_grad():
             preds = [self(s["image"][None].to(self.device)).argmax(1) for s in samples]
         classes = [p[0].cpu().numpy() for p in preds]

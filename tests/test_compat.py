@@ -57,6 +57,32 @@ def test_the_running_loops_figures_are_told_from_the_others(tmp_path) -> None:
     assert "train/loss" in looks.of_training
 
 
+class HandsOver(Callback):
+    """Makes a batch of the evaluation again, beside the loop's own."""
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+        self.steps = batch
+
+    def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        self.again = compat.handed_over(trainer, next(iter(trainer.val_dataloaders)))
+
+
+class Hooked(PointsData):
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return {**batch, "image": batch["image"] + 1}
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return {**batch, "image": batch["image"] * 2}
+
+
+def test_a_batch_is_handed_over_as_the_loop_does_it(tmp_path) -> None:
+    hands = HandsOver()
+    quiet(tmp_path, precision="64-true", callbacks=[hands]).validate(Line(), Hooked(batch_size=5), verbose=False)
+    assert hands.again["image"].dtype == torch.float64
+    assert torch.equal(hands.again["image"], hands.steps["image"])
+    assert hands.again["image"].flatten().tolist() == pytest.approx([2, 2.2, 2.4])
+
+
 def test_lightnings_requeue_is_found(tmp_path, monkeypatch) -> None:
     assert compat.lightning_requeue(quiet(tmp_path)) == (None, 0)
     for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job", "SLURM_NTASKS_PER_NODE": "1"}.items():

@@ -41,10 +41,10 @@ def segmentation_panel(
         titles: one for each image, written beside its row.
 
     Raises:
-        DataError: shapes that do not belong together.
+        DataError: shapes that do not belong together, or another number of names than of classes.
     """
     _check_shapes("segmentation_panel", images, target, preds)
-    names = names or ["background", *(f"class {c}" for c in range(1, num_classes))]
+    names = _class_names("segmentation_panel", names, num_classes)
     rows = len(images)
     figure, axes = new_figure(rows, 5, 12.5, 2.5 * rows + 0.5)
     colors = class_colors(num_classes)
@@ -131,9 +131,12 @@ def confusion_matrix(confusion: np.ndarray, names: Sequence[str] | None = None) 
     Args:
         confusion: (C, C) counts, rows truth, columns prediction.
         names: of the classes; by default "background", "class 1", ...
+
+    Raises:
+        DataError: another number of names than of classes.
     """
     classes = len(confusion)
-    names = names or ["background", *(f"class {c}" for c in range(1, classes))]
+    names = _class_names("confusion_matrix", names, classes)
     totals = confusion.sum(1, keepdims=True)
     shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
     side = 1.6 + 0.95 * classes
@@ -175,6 +178,13 @@ def instance_curves(thresholds: Sequence[float], figures: Mapping[str, Sequence[
     axis.grid(alpha=0.25)
     axis.legend()
     return figure
+
+
+def _class_names(figure: str, names: Sequence[str] | None, classes: int) -> Sequence[str]:
+    names = names or ["background", *(f"class {c}" for c in range(1, classes))]
+    if len(names) != classes:
+        raise DataError(f"{figure}: expected names of {classes} classes, got {len(names)}")
+    return names
 
 
 def _check_shapes(name: str, images: Stack, target: Stack, preds: Stack) -> None:
