@@ -103,12 +103,14 @@ def bspline_basis(
     Raises:
         ConfigError: a value out of its range.
     """
-    low, high = grid_range
-    return dense_basis(x, SplineGrid(grid_size, spline_order, float(low), float(high), tail))
+    low, high = two_numbers(grid_range)
+    return dense_basis(x, SplineGrid(grid_size, spline_order, low, high, tail))
 
 
 def dense_basis(x: Tensor, grid: SplineGrid) -> Tensor:
-    """`bspline_basis` for a `SplineGrid`: only abs, relu and products, so that it fuses and exports.
+    """`bspline_basis` for a `SplineGrid`: only choices, relu and products, so that it fuses and exports.
+
+    Where a derivative jumps, at a knot or an end, it is that of the cell on the right, at b that of the last cell.
 
     Args:
         x: (...) real.
@@ -117,11 +119,15 @@ def dense_basis(x: Tensor, grid: SplineGrid) -> Tensor:
         (..., n) float32 or float64.
     """
     x = at_least_float32(x)
-    inside = x if grid.tail == "zero" else x.clamp(grid.low, grid.high)
+    inside = x if grid.tail == "zero" else within(x, grid)
     p = grid.order
-    centres = torch.arange(grid.basis, device=x.device, dtype=x.dtype) - (p - (p + 1) / 2)
+    functions = torch.arange(grid.basis, device=x.device, dtype=x.dtype)
     t = (inside - grid.low) * (grid.size / (grid.high - grid.low))
-    values = _centred(t.unsqueeze(-1) - centres, p)
+    z = t.unsqueeze(-1) - (functions - (p - (p + 1) / 2))
+    if p == 3:  # twice differentiable, whatever the derivative of relu at 0
+        values = centred(torch.where(z < 0, -z, z), p)
+    else:
+        values = _by_piece(z, functions - _cell(t.detach(), grid).unsqueeze(-1), p)
     if grid.tail == "linear":
         ends = torch.tensor(end_slopes(grid), device=x.device, dtype=x.dtype)
         below, above = torch.relu(grid.low - x), torch.relu(x - grid.high)
@@ -129,16 +135,40 @@ def dense_basis(x: Tensor, grid: SplineGrid) -> Tensor:
     return values
 
 
-def _centred(z: Tensor, order: int) -> Tensor:
-    """N_p(z), the B-spline of degree p centred at 0, for knots one apart."""
-    z = z.abs()
+def within(x: Tensor, grid: SplineGrid) -> Tensor:
+    """x on [a, b], NaN as it is; at the ends differentiable as inside, where `torch.clamp` has the derivative 0."""
+    return torch.where((x >= grid.low) & (x <= grid.high), x, x.clamp(grid.low, grid.high))
+
+
+def centred(distance: Tensor, order: int) -> Tensor:
+    """N_p(z), the B-spline of degree p centred at 0, for knots one apart, of |z|."""
     if order == 1:
-        return torch.relu(1 - z)
+        return torch.relu(1 - distance)
     if order == 2:
-        outer, inner = torch.relu(1.5 - z), torch.relu(0.5 - z)
+        outer, inner = torch.relu(1.5 - distance), torch.relu(0.5 - distance)
         return (outer * outer - 3 * (inner * inner)) / 2
-    outer, inner = torch.relu(2 - z), torch.relu(1 - z)
+    outer, inner = torch.relu(2 - distance), torch.relu(1 - distance)
     return (outer * outer * outer - 4 * (inner * inner * inner)) / 6
+
+
+def _by_piece(z: Tensor, ahead: Tensor, order: int) -> Tensor:
+    """`centred` of degree 1 or 2 with the derivatives of the cell's own polynomials, at its left knot too.
+
+    Args:
+        z: (..., n) offsets from the functions' centres.
+        ahead: like it, k - m: 0 .. p for the functions that live in cell m.
+    """
+    if order == 1:
+        return _moving(1 - z.abs(), torch.where(ahead > 0, z, -z), (ahead == 0) | (ahead == 1))
+    nearness = torch.where(z < 0, z, -z)
+    outer = _moving(1.5 + nearness, nearness, (ahead >= 0) & (ahead <= 2))
+    inner = _moving(0.5 + nearness, nearness, ahead == 1)
+    return (outer * outer - 3 * (inner * inner)) / 2
+
+
+def _moving(line: Tensor, way: Tensor, live: Tensor) -> Tensor:
+    """relu(line), with the derivative of `way` where live, else none: t is rounded, and may leave its cell by a bit."""
+    return torch.relu(line).detach() + torch.where(live, way - way.detach(), 0)
 
 
 def end_slopes(grid: SplineGrid) -> list[list[float]]:
@@ -160,9 +190,14 @@ def locate(x: Tensor, grid: SplineGrid) -> tuple[Tensor, Tensor]:
         functions m .. m + p are the ones that are not zero. NaN gives some cell and u = NaN.
     """
     t = (x - grid.low) * (grid.size / (grid.high - grid.low))
-    margin = grid.order + 1 if grid.tail == "zero" else 0
-    cell = t.floor().clamp_(-margin, grid.size - 1 + margin)
+    cell = _cell(t, grid)
     return torch.nan_to_num(cell, nan=0.0).long(), t.sub_(cell)
+
+
+def _cell(t: Tensor, grid: SplineGrid) -> Tensor:
+    """The cell m of t = (x - a) / h, like t; NaN stays NaN."""
+    margin = grid.order + 1 if grid.tail == "zero" else 0
+    return t.floor().clamp_(-margin, grid.size - 1 + margin)
 
 
 def local_values(u: Tensor, order: int, out: Tensor) -> None:

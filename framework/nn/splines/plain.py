@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.nn.precision import at_least_float32
-from framework.nn.splines.bspline import _centred, end_slopes
+from framework.nn.splines.bspline import centred, end_slopes
 from framework.nn.splines.kan import KANConv2d, KANConvTranspose2d
 
 
@@ -67,7 +67,7 @@ class PlainSplineConv(nn.Module):
         wide = at_least_float32(x)[:, :, None]
         t = wide * self.scale + self.shift
         inside = t if self.tail == "zero" else t.clamp(0.0, self.cells)
-        lifted = _centred(inside - self.centres, self.order)
+        lifted = centred((inside - self.centres).abs(), self.order)
         if self.tail == "linear":
             lifted = lifted + torch.relu(t - self.cells) * self.slopes[1] - torch.relu(-t) * self.slopes[0]
         if self.base is not None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from framework.nn.precision import at_least_float32
-from framework.nn.splines.bspline import SplineGrid, local_slopes, local_values, locate
+from framework.nn.splines.bspline import SplineGrid, local_slopes, local_values, locate, within
 
 Base = Literal["silu", "linear"]
 
@@ -59,7 +59,12 @@ def _silu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
 
 def _cells(x: Tensor, grid: SplineGrid) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Clamped values, indices (..., p + 1) of the live functions, places in the cells, and what falls off the grid."""
-    inside = x if grid.tail == "zero" else x.clamp(grid.low, grid.high)
+    if grid.tail == "zero":
+        inside = x
+    elif torch.is_grad_enabled():  # a second derivative is asked for, which at the ends is that of the inside
+        inside = within(x, grid)
+    else:
+        inside = x.clamp(grid.low, grid.high)
     cell, u = locate(inside, grid)
     index = cell.unsqueeze(-1) + torch.arange(grid.order + 1, device=x.device)
     if grid.tail != "zero":
