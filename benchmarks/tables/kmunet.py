@@ -39,7 +39,7 @@ def kmunet_rates() -> str:
     frame = read("kmunet_rates")
     rates = sorted(frame["rate"].unique(), key=float)
     rows = [
-        [str(variant), *(group.set_index("rate")["val_dice"].reindex(rates).fillna(""))]
+        [str(variant), *group.set_index("rate")["val_dice"].reindex(rates).map(lambda v: f"{float(v):.4f}" if v else "")]
         for variant, group in frame.groupby("variant", sort=False)
     ]
     return markdown(["network, validation Dice at the rate", *rates], rows) + provenance(frame)

@@ -60,7 +60,7 @@ def korigins_summary() -> str:
         return "; ".join(parts)
 
     def seconds(variant: str) -> str:
-        return spread(epochs[epochs["variant"] == variant]["wall_s"], 0) + " s a run"
+        return spread(epochs[epochs["variant"] == variant]["cpu_s"], 0) + " CPU s a run"
 
     best = {row["variant"]: f"{row['variant']} {float(row['best_iou']):.3f}" for _, row in e5.iterrows()}
     first, every = "K-Origins, first level only", "K-Origins, every level"
@@ -88,9 +88,9 @@ def korigins_epochs() -> str:
         group = group.sort_values("seed")
         name = f"{'K' if variant.startswith('K-') else ''}RFL{rfl}"
         rows.append([variant, name, group["parameters"].iloc[0], ", ".join(group["epochs_to_goal"]),
-                     spread(group["best_iou"]), spread(group["wall_s"], 0)])  # fmt: skip
+                     spread(group["best_iou"]), spread(group["cpu_s"], 0)])  # fmt: skip
     rows.sort(key=lambda row: (int(row[1].lstrip("KRFL")) != 18, 0))
-    header = ["variant", "network", "parameters", "epochs to 0.99 IoU, one per seed", "best IoU", "seconds a run"]
+    header = ["variant", "network", "parameters", "epochs to 0.99 IoU, one per seed", "best IoU", "run, CPU s"]
     return markdown(header, rows) + provenance(frame)
 
 
