@@ -38,10 +38,10 @@ def kmunet_rates() -> str:
     """Validation Dice of both families at every learning rate."""
     frame = read("kmunet_rates")
     rates = sorted(frame["rate"].unique(), key=float)
-    rows = [
-        [str(variant), *group.set_index("rate")["val_dice"].reindex(rates).map(lambda v: f"{float(v):.4f}" if v else "")]
-        for variant, group in frame.groupby("variant", sort=False)
-    ]
+    rows = []
+    for variant, group in frame.groupby("variant", sort=False):
+        dice = group.set_index("rate")["val_dice"].reindex(rates)
+        rows.append([str(variant), *dice.map(lambda value: f"{float(value):.4f}")])
     return markdown(["network, validation Dice at the rate", *rates], rows) + provenance(frame)
 
 
