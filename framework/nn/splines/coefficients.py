@@ -1,8 +1,9 @@
 """Coefficients of splines: allocated once, mapped linearly when the grid changes, stored with their grid."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ class SplineCoefficients(StoredCoefficients):
     def grid(self, grid: SplineGrid) -> None:
         self._grid = grid
         with torch.no_grad():
-            self.grid_code.copy_(torch.tensor(grid_code(grid), dtype=torch.float32))
+            self.grid_code.copy_(torch.tensor(grid_code(grid), dtype=torch.float32, device="cpu"))
 
     @property
     def live(self) -> Tensor:
@@ -137,7 +138,10 @@ class SplineCoefficients(StoredCoefficients):
         return self.grid.basis
 
     def extend_grid(self, factor: int = 2) -> Tensor:
-        """Cuts every cell into `factor` by exact knot insertion; the layer's function stays the same.
+        """Cuts every cell into `factor` by exact knot insertion; the layer's function on [a, b] stays the same.
+
+        Outside it stays with the tails `linear` and `clamp`. With `zero` it does not, which is a warning: the basis
+        fades over p cells, and these are shorter now.
 
         Args:
             factor: at least 2.
@@ -153,6 +157,13 @@ class SplineCoefficients(StoredCoefficients):
         target = self.grid.resized(self.grid_size * factor)
         self._check_room(target)
         matrix = refinement_matrix(self.grid, factor)
+        if self.grid.tail == "zero":
+            warnings.warn(
+                f"tail: with zero a layer fades over {self.grid.order} cells outside ({self.grid.low}, "
+                f"{self.grid.high}), which a finer grid makes shorter: its function changes there; with linear and "
+                "clamp it stays the same",
+                stacklevel=2,
+            )
         self._apply_map(matrix, target)
         return matrix
 
@@ -223,19 +234,6 @@ class SplineCoefficients(StoredCoefficients):
                 f"build the layer with max_grid_size: {target.size} or more"
             )
 
-    @property
-    def weight(self) -> Tensor:
-        """The coefficients, by the name that torch's layers give theirs."""
-        return self.coefficients
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # coefficients of a convolution have five dimensions, which `.to(memory_format=torch.channels_last)` takes for a
-        # volume's; their order in memory is the grid's
-        def flat(tensor: Tensor) -> Tensor:
-            return fn(tensor.flatten(2)).unflatten(2, tensor.shape[2:]) if tensor.dim() == 5 else fn(tensor)
-
-        return super()._apply(flat, recurse)
-
     # ------------------------------------------------------------------ what the edges see and hold
 
     def channels_last(self, x: Tensor) -> Tensor:
@@ -245,7 +243,10 @@ class SplineCoefficients(StoredCoefficients):
     def lift(self, x: Tensor) -> Tensor:
         """Basis (and base) values of every input, (...) -> (..., n) or (..., n + 1), see `expand`."""
         self.check_grid()
-        return expand(x, self.grid, self.base, self._route(x), self.coefficients.dtype)
+        self.check_spare_rows()
+        # of a low rank the coefficients are computed, of all edges, which nobody needs for their dtype
+        stored = self.coefficients if self.rank is None else self.shapes
+        return expand(x, self.grid, self.base, self._route(x), stored.dtype)
 
     def _route(self, x: Tensor) -> Route:
         if followed():
@@ -262,10 +263,11 @@ class SplineCoefficients(StoredCoefficients):
 
     def edge_values(self, points: Tensor) -> Tensor:
         """phi at some points: (Q,) -> (Q, out, in / groups, *kernel), at least float32, under autocast too."""
-        with without_autocast(self.coefficients.device.type):
-            points = points.to(self.coefficients.device, torch.promote_types(points.dtype, self.coefficients.dtype))
+        with without_autocast(self.mask.device.type):
+            edges = self.edge_coefficients()
+            points = points.to(edges.device, torch.promote_types(points.dtype, edges.dtype))
             values = expand(points, self.grid, self.base, "dense")
-            return torch.tensordot(values, self.edge_coefficients().to(values), dims=([-1], [0]))
+            return torch.tensordot(values, edges.to(values), dims=([-1], [0]))
 
 
 def joined(coefficients: Tensor, base_weight: Tensor | None, mask: Tensor, basis: int) -> Tensor:

@@ -2,20 +2,31 @@
 
 import functools
 import warnings
+import weakref
 import zlib
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from framework.errors import CheckpointError, ConfigError
 from framework.nn.modes import Layer, followed, has_values
 from framework.nn.splines.bspline import SplineGrid, projection_error, projection_matrix, refinement_matrix
 from framework.nn.splines.expansion import Base
-from framework.nn.splines.low_rank import compose, factorise, weighted_gram
+from framework.nn.splines.low_rank import compose, factorise, first_shapes, weighted_gram
 
-# where parametrisations and torch's pruning keep what the coefficients are computed from
-_COMPUTED = ("parametrizations.coefficients.original", "coefficients_orig")
+# where parametrisations, torch's pruning and its older weight norm keep what the coefficients are computed from
+_COMPUTED = tuple(
+    name
+    for part in ("coefficients", "shapes", "mix")
+    for name in (f"parametrizations.{part}.", f"{part}_orig", f"{part}_g", f"{part}_v")
+)
+
+#: the grid code that a layer was last found right with, where looking at it waits for an accelerator
+_FOUND_RIGHT: weakref.WeakKeyDictionary[nn.Module, tuple[Any, ...]] = weakref.WeakKeyDictionary()
 
 
 class StoredCoefficients(Layer):
@@ -31,7 +42,7 @@ class StoredCoefficients(Layer):
     groups: int
 
     def __getattr__(self, name: str) -> Any:
-        if name == "coefficients" and "mix" in self.__dict__.get("_parameters", {}):
+        if name == "coefficients" and self.__dict__.get("rank") is not None:
             return compose(cast(Tensor, self.shapes), cast(Tensor, self.mix), self.groups)
         return super().__getattr__(name)
 
@@ -43,6 +54,19 @@ class StoredCoefficients(Layer):
     def map_coefficients(self, matrix: Tensor, values: Tensor) -> Tensor:
         """The linear map of a grid change on anything shaped like the coefficients."""
         raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """The coefficients, by the name that torch's layers give theirs."""
+        return self.coefficients
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # coefficients of a convolution have five dimensions, which `.to(memory_format=torch.channels_last)` takes for a
+        # volume's; their order in memory is the grid's
+        def flat(tensor: Tensor) -> Tensor:
+            return fn(tensor.flatten(2)).unflatten(2, tensor.shape[2:]) if tensor.dim() == 5 else fn(tensor)
+
+        return super()._apply(flat, recurse)
 
     def own_parameters(self) -> None:
         """Checks that the coefficients are plain parameters, which alone can be changed in place.
@@ -65,20 +89,49 @@ class StoredCoefficients(Layer):
     def check_grid(self) -> None:
         """Raises ConfigError where the tensors are not of this layer's grid any more."""
         code = self.grid_code
-        # reading a value waits for an accelerator, which training cannot afford; a copy is there to be evaluated
-        if followed() or not has_values(code) or (self.training and code.device.type != "cpu"):
+        if followed() or not has_values(code):
             return
-        # an average of equal codes is off by rounding only
-        if any(abs(a - b) > 0.05 for a, b in zip(code.tolist(), grid_code(self.grid), strict=True)):
+        # reading a value waits for an accelerator, which training cannot afford; a copy is there to be evaluated
+        if code.device.type != "cpu" and (self.training or capturing(code) or self._found_right(code)):
+            return
+        if self._is_of_another_grid(code):
+            _FOUND_RIGHT.pop(self, None)
             raise ConfigError(
                 f"grid: this layer is on {self.grid.size} cells, but its tensors were averaged with or copied from "
                 "those of a layer on another grid; extend the copy's grid in the same step (GridExtension does), or "
                 "load the layer's whole state_dict into it"
             )
 
+    def check_spare_rows(self) -> None:
+        """Raises ConfigError in training where a weight norm divides by the norms of spare rows, which are 0."""
+        if "coefficients" in self._parameters or self.rank is not None or self.max_grid_size == self.grid.size:
+            return
+        if not (self.training and torch.is_grad_enabled()):
+            return
+        chains = cast(Any, self._modules.get("parametrizations", {}))
+        of_torch = list(chains["coefficients"]) if "coefficients" in chains else []
+        older = [hook for hook in self._forward_pre_hooks.values() if getattr(hook, "name", "") == "coefficients"]
+        if any(isinstance(norm, _WeightNorm | WeightNorm) and norm.dim == 0 for norm in [*of_torch, *older]):
+            raise ConfigError(
+                f"max_grid_size: expected {self.grid.size}, the cells in use, under a weight norm of every row, got "
+                f"{self.max_grid_size}: a spare row's norm is 0 and its gradient NaN; leave max_grid_size out (a "
+                "normed layer cannot grow), or give weight_norm another dim"
+            )
+
+    def _found_right(self, code: Tensor) -> bool:
+        """Whether the code is what it was when this was asked last; what is asked about anew must be looked at."""
+        if code.is_inference():  # such a tensor does not count its changes
+            return False
+        now = (code.data_ptr(), code._version, self.grid)
+        if _FOUND_RIGHT.get(self) == now:
+            return True
+        _FOUND_RIGHT[self] = now
+        return False
+
     def get_extra_state(self) -> Tensor:
         """(G, p, a, b) as float64; an extra state is neither cast nor moved with the module."""
-        return torch.tensor([self.grid.size, self.grid.order, self.grid.low, self.grid.high], dtype=torch.float64)
+        numbers = [self.grid.size, self.grid.order, self.grid.low, self.grid.high]
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
     def set_extra_state(self, state: Any) -> None:
         """The grid is taken over while loading, where the coefficients are at hand."""
@@ -88,7 +141,7 @@ class StoredCoefficients(Layer):
         errors: list[str],
     ) -> None:  # fmt: skip
         stored = state_dict.get(f"{prefix}_extra_state")
-        self._take_edges(state_dict, prefix)
+        self._take_edges(state_dict, prefix, stored)
         coefficients = state_dict.get(f"{prefix}coefficients")
         fits = coefficients is not None and coefficients.shape[1:] == self.coefficients.shape[1:]
         own = "coefficients" in self._parameters or self.rank is not None
@@ -106,22 +159,39 @@ class StoredCoefficients(Layer):
             self._grid = target
             if self.rank is not None:
                 self._share_shapes(state_dict, prefix)
-        elif stored is not None and {f"{prefix}{name}" for name in _COMPUTED} & set(state_dict):
+        elif stored is not None and _holds_computed(state_dict, prefix):
             self._refuse_another_grid(self.stored_grid(stored, prefix), prefix, errors)
+        elif stored is None and self._is_of_another_grid(state_dict.get(f"{prefix}grid_code")):
+            errors.append(
+                f"{prefix}grid_code: expected that of the layer's grid, {self.grid.size} cells of ({self.grid.low}, "
+                f"{self.grid.high}), got another one's without its numbers ({prefix}_extra_state); load a whole "
+                "state_dict"
+            )
         elif stored is None and fits and self.max_grid_size > self._first_grid_size:
             errors.append(
                 f"{prefix}coefficients come without their grid ({prefix}_extra_state), and the layer has room for "
                 f"{self._first_grid_size} to {self.max_grid_size} cells; load a whole state_dict"
             )
         # the code of the grid that is taken; files of before it have none
-        state_dict[f"{prefix}grid_code"] = torch.tensor(grid_code(self._grid), dtype=torch.float32)
+        place = state_dict.get(f"{prefix}mask", self.mask).device
+        state_dict[f"{prefix}grid_code"] = torch.tensor(grid_code(self._grid), dtype=torch.float32, device=place)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
-    def _take_edges(self, state_dict: dict[str, Any], prefix: str) -> None:
+    def _is_of_another_grid(self, code: Tensor | None) -> bool:
+        """Whether a grid code is not this layer's; an average of equal codes is off by rounding only."""
+        if code is None or not has_values(code):
+            return False
+        own = grid_code(self.grid)
+        return code.shape != (len(own),) or any(abs(a - b) > 0.05 for a, b in zip(code.tolist(), own, strict=True))
+
+    def _take_edges(self, state_dict: dict[str, Any], prefix: str, stored: Tensor | None) -> None:
         """Shapes of another rank or grid, or of any where this layer has none, become the edges' coefficients."""
         shapes, mix = state_dict.get(f"{prefix}shapes"), state_dict.get(f"{prefix}mix")
+        if shapes is None or mix is None:
+            return
         own = self._parameters.get("shapes")
-        if shapes is None or mix is None or (own is not None and own.shape == shapes.shape):
+        alike = own is not None and own.shape == shapes.shape
+        if alike and (stored is None or self.stored_grid(stored, prefix) == self.grid):
             return
         groups = shapes.shape[2] // mix.shape[2]
         state_dict[f"{prefix}coefficients"] = compose(shapes, mix, groups)
@@ -145,6 +215,9 @@ class StoredCoefficients(Layer):
         for name, value in zip(("shapes", "mix"), parts, strict=True):
             own = self._parameters[name]
             room = coefficients.new_zeros(cast(Tensor, own).shape)
+            if name == "shapes":  # shapes that are not needed stay what a layer starts with, or they could not learn
+                first = first_shapes(self.grid, cast(int, self.rank)).to(room)
+                room[: self.grid.basis] = first.unsqueeze(-1)
             room[tuple(map(slice, value.shape))] = value.to(room)
             state_dict[f"{prefix}{name}"] = room
 
@@ -173,6 +246,16 @@ class StoredCoefficients(Layer):
     def loading_grid(self, source: SplineGrid) -> SplineGrid:
         """The grid that the layer takes for a stored one: the stored one, within what it was built for."""
         return source.resized(max(self._first_grid_size, min(source.size, self.max_grid_size)))
+
+
+def _holds_computed(state_dict: dict[str, Any], prefix: str) -> bool:
+    """Whether a state has what coefficients are computed from in their place."""
+    return any(key.startswith(tuple(prefix + name for name in _COMPUTED)) for key in state_dict)
+
+
+def capturing(code: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, in which nothing may be read."""
+    return code.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 @functools.lru_cache(maxsize=256)  # asked in every forward pass
