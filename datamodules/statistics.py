@@ -87,15 +87,17 @@ def of_files(pairs: Sequence[Pair], reading: Reading) -> dict[str, int]:
         reading: the settings.
 
     Returns:
-        fields of Reading: `bit_depth` of raw intensities, `file_channels` that a list of channels chooses from.
+        fields of Reading: `bit_depth` of raw intensities, `file_channels` that a list of channels chooses from; and
+        `bits_of_files`, by which `normalize: depth` has divided, which files of another depth need not have.
     """
     raw = reading.normalize == "none" and reading.bit_depth is None
-    chosen = isinstance(reading.channels, list)
-    if not raw and not chosen:
+    chosen, scaled = isinstance(reading.channels, list), reading.normalize == "depth"
+    if not raw and not chosen and not scaled:
         return {}
     pictures = [open_picture(path, reading.axes) for path in dict.fromkeys(pair.image for pair in pairs)]
     depths = {8 * p.dtype.itemsize if p.dtype in (np.uint8, np.uint16) else 0 for p in pictures}
     counts = {count_channels(picture) for picture in pictures}
     found = {"bit_depth": depths} if raw else {}
     found |= {"file_channels": counts} if chosen else {}
+    found |= {"bits_of_files": {picture.bits for picture in pictures}} if scaled else {}
     return {name: value for name, (value, *others) in found.items() if value and not others}

@@ -38,7 +38,7 @@ def write_package(
         form: of a segmenter.
         path: of the package, a `.zip`.
         name: of the method.
-        preprocessing: the method's input contract; what a package can do itself it does.
+        preprocessing: the method's input contract; the package normalises raw pictures as it says.
         example: sizes that the network is followed at.
         sizes: that predictions are compared at.
 
@@ -46,10 +46,12 @@ def write_package(
         `compared`, as of every other file, and the `status` of bioimageio.core's test.
 
     Raises:
-        ConfigError: a form that gives no map of classes, or a package that fails its test.
+        ConfigError: a form that gives no map of classes, pictures that a package cannot make of raw ones, or a package
+            that fails its test.
     """
     if form.classes is None or len(form.inputs) != 1 or len(form.output.axes) != 4:
         raise ConfigError(f"format: bioimageio packages are for segmenters; {form.name} gives no map of classes")
+    _refuse_other_reading(preprocessing or {}, form.inputs[0].axes[1].fixed or 1)
     core, spec = need("bioimageio.core"), need("bioimageio.spec")
     with tempfile.TemporaryDirectory() as folder, writing.quiet():
         weights = Path(folder, f"{form.name}.onnx")
@@ -81,8 +83,7 @@ def _description(
     page = weights.with_name("README.md")
     classes = ", ".join(form.classes or [])
     page.write_text(PAGE.format(name=name, meaning=meaning, classes=classes), encoding="utf-8")
-    picture = form.draw({**example, "batch": 1})[0].numpy()
-    normalised, steps = _normalised(v0_5, picture, preprocessing)
+    picture, normalised, steps = _normalised(v0_5, form.draw({**example, "batch": 1})[0].numpy(), preprocessing)
     with torch.no_grad():
         logits = form.module(torch.from_numpy(normalised)).numpy()
     for stem, array in (("test_input", picture), ("test_output", logits)):
@@ -126,16 +127,63 @@ def _tensors(v0_5: Any, form: InferenceForm, folder: Path, steps: Sequence[Any])
     return image, logits
 
 
-def _normalised(v0_5: Any, picture: np.ndarray, preprocessing: Mapping[str, Any]) -> tuple[np.ndarray, list[Any]]:
-    """A picture as the network takes it, and the package's own steps that make it so."""
+def _refuse_other_reading(preprocessing: Mapping[str, Any], channels: int) -> None:
+    """Raises ConfigError for what a network's pictures go through that a package's own steps cannot do."""
+    how = preprocessing.get("normalize", "none")
+    mean, std = (preprocessing.get(key) or [] for key in ("mean", "std"))
+    if (factor := preprocessing.get("downscale", 1)) != 1:
+        raise ConfigError(
+            f"format: expected data.downscale: 1, since a bioimageio package cannot make pictures smaller, got "
+            f"{factor}; take onnx, and make them smaller first"
+        )
+    if how not in ("zscore", "percentile", "depth", "dataset", "none"):
+        raise ConfigError(f"format: expected a data.normalize of ours for a bioimageio package, got {how!r}; take onnx")
+    if how == "depth" and not _bits(preprocessing):
+        raise ConfigError(
+            "format: expected training files of one known depth for data.normalize: depth in a bioimageio package, got "
+            "a checkpoint that knows none; train again on files of one depth, or take onnx"
+        )
+    if how == "dataset" and not len(mean) == len(std) == channels:
+        raise ConfigError(
+            f"format: expected the mean and deviation of {channels} channels for data.normalize: dataset in a "
+            f"bioimageio package, got {len(mean)} and {len(std)} in the checkpoint; train again, or take onnx"
+        )
+
+
+def _bits(preprocessing: Mapping[str, Any]) -> int:
+    """Bits of the training files' numbers; 0 where they are not known."""
+    return int(preprocessing.get("bits_of_files") or preprocessing.get("bit_depth") or 0)
+
+
+def _normalised(
+    v0_5: Any, drawn: np.ndarray, preprocessing: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+    """A raw picture, the picture as the network takes it, and the package's own steps from one to the other.
+
+    Args:
+        v0_5: of bioimageio.spec.
+        drawn: (1, C, H, W) random numbers in the network's units.
+        preprocessing: the method's input contract.
+    """
     how = preprocessing.get("normalize", "none")
     axes, over = ["y", "x"], (2, 3)
     if how == "zscore":
         step = v0_5.ZeroMeanUnitVarianceDescr(kwargs=v0_5.ZeroMeanUnitVarianceKwargs(axes=axes, eps=1e-6))
-        made = (picture - picture.mean(over, keepdims=True)) / (picture.std(over, keepdims=True) + 1e-6)
-        return made.astype(np.float32), [step]
+        made = (drawn - drawn.mean(over, keepdims=True)) / (drawn.std(over, keepdims=True) + 1e-6)
+        return drawn, made.astype(np.float32), [step]
     if how == "percentile":
         kwargs = v0_5.ScaleRangeKwargs(axes=axes, min_percentile=0.1, max_percentile=99.9, eps=1e-6)
-        low, high = np.percentile(picture, [0.1, 99.9], axis=over, keepdims=True)
-        return ((picture - low) / (high - low + 1e-6)).astype(np.float32), [v0_5.ScaleRangeDescr(kwargs=kwargs)]
-    return picture, []
+        low, high = np.percentile(drawn, [0.1, 99.9], axis=over, keepdims=True)
+        made = (drawn - low) / (high - low + 1e-6)
+        return drawn, made.astype(np.float32), [v0_5.ScaleRangeDescr(kwargs=kwargs)]
+    if how == "depth":
+        most = 2 ** _bits(preprocessing) - 1
+        raw = np.rint(drawn % 1 * most).astype(np.float32)  # whole numbers of all the depth
+        return raw, raw / np.float32(most), [v0_5.ScaleLinearDescr(kwargs=v0_5.ScaleLinearKwargs(gain=1 / most))]
+    if how == "dataset":
+        mean, std = [float(m) for m in preprocessing["mean"]], [max(float(s), 1e-6) for s in preprocessing["std"]]
+        given = v0_5.FixedZeroMeanUnitVarianceAlongAxisKwargs(mean=mean, std=std, axis="channel")
+        m, s = (np.asarray(values, np.float32)[:, None, None] for values in (mean, std))
+        raw = (drawn * s + m).astype(np.float32)
+        return raw, ((raw - m) / s).astype(np.float32), [v0_5.FixedZeroMeanUnitVarianceDescr(kwargs=given)]
+    return drawn, drawn, []
