@@ -1,4 +1,4 @@
-"""Files that a run can do without: logs, tables and figures."""
+"""Files that a command leaves: none is replaced; and those that a run can do without, logs, tables and figures."""
 
 import contextlib
 import threading
@@ -7,8 +7,24 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from framework.errors import ConfigError
+
 #: Lightning's RuntimeError where a run's folder is taken away while its hyper-parameters are written
 _GONE = "Missing folder"
+
+
+def refuse_taken(*paths: Path) -> None:
+    """Looks, before anything is computed, at the places of the files of `--out`.
+
+    Raises:
+        ConfigError: one is there already, or a file stands where its folder belongs.
+    """
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            raise ConfigError(f"out: {path} is there already, and nothing is replaced; give another --out")
+        above = next((place for place in path.parents if place.exists()), path.parent)
+        if above.exists() and not above.is_dir():
+            raise ConfigError(f"out: expected a folder for {path.name}, got the file {above}; give another --out")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """How files were read for a network stays with it: in its checkpoints, and from there in every evaluation."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningDataModule, Trainer
@@ -45,5 +46,11 @@ def hand_on(method: Keeps) -> None:
     """Gives the data module the preprocessing that the network was trained with; in `fit` it keeps its own."""
     trainer = method.attached_trainer
     evaluates = trainer is not None and trainer.state.fn != TrainerFn.FITTING
-    if evaluates and method.preprocessing is not None and isinstance(method.data, HasPreprocessing):
-        method.data.use_preprocessing(method.preprocessing)
+    if evaluates:
+        hand_to(method.data, method.preprocessing)
+
+
+def hand_to(data: Any, stored: Mapping[str, Any] | None) -> None:
+    """Gives a data module a checkpoint's preprocessing, where there is one and the module takes it."""
+    if stored is not None and isinstance(data, HasPreprocessing):
+        data.use_preprocessing(stored)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from framework.commands.filters import layer_filters
 from framework.commands.filters import run as filters
-from framework.errors import DataError
+from framework.errors import CheckpointError, ConfigError, DataError
 from framework.figures import (
     explained_energy,
     filter_panel,
@@ -105,6 +105,40 @@ def weights(tmp_path: Path) -> str:
 
 def test_layers_of_a_file_come_in_the_order_of_the_network(weights: str) -> None:
     assert list(layer_filters(weights)) == [f"layers.{i}" for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["match", "--banks", "B", "--out", "."], ["match.csv", "operators.png", "sigmas_5x5.png"]),
+        (["extract", "--out", "."], ["key_filters.npz", "key_filters_3x3.png"]),
+        (["show", "--methods", "A"], ["filters.png"]),
+        (["show", "--methods", "A", "--out", "mine.png"], ["mine.png"]),
+        (["show", "--methods", "A", "--out", "mine.png/below.png"], ["mine.png"]),
+        (["fit", "nowhere.txt", "--out", "fits.csv"], ["fits.csv"]),
+    ],
+)
+def test_no_file_that_is_there_is_replaced(words, names, weights, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("framework.nn.filters.banks.match_filters", None)  # nothing is computed
+    network = [weights] if words[0] in ("match", "extract") else []
+    for name in names:
+        Path(name).write_text("precious")
+        with pytest.raises(ConfigError, match=rf"out: .*{name}.*; give another --out"):
+            filters([words[0], *network, *words[1:]])
+        assert Path(name).read_text() == "precious"
+        Path(name).unlink()
+
+
+def test_a_tag_of_timm_is_no_ending_of_a_file(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tagged, plain = (layer_filters(name) for name in ("mobilenetv2_050.lamb_in1k", "mobilenetv2_050"))
+    assert {name: w.shape for name, w in tagged.items()} == {name: w.shape for name, w in plain.items()}
+    torch.save({"layer.weight": torch.randn(4, 1, 3, 3)}, tmp_path / "mine.weights")
+    assert list(layer_filters("mine.weights")) == ["layer"]
+    for name in ("mine.pth", "folder/mobilenetv2_050", "mine.safetensors"):
+        with pytest.raises(CheckpointError, match=f"there is no file {name}"):
+            layer_filters(name)
 
 
 def test_match_and_extract_leave_exactly_their_tables_and_figures(weights: str, tmp_path: Path, capsys) -> None:

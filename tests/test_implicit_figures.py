@@ -56,6 +56,18 @@ def test_psnr_over_time_draws_every_image_and_the_mean(images: int) -> None:
     assert all(np.array_equal(drawn[i], values[:, i]) for i in range(images))
 
 
+@pytest.mark.parametrize("images", [3, 9])
+def test_psnr_over_time_takes_steps_at_which_no_image_was_evaluated(images: int) -> None:
+    values = np.arange(3.0 * images).reshape(3, images)
+    values[2], values[1, 0] = np.nan, np.nan
+    figure = psnr_over_time(range(3), values, [f"i{i}" for i in range(images)])
+    lines = figure.axes[0].lines
+    assert np.array_equal(lines[images].get_ydata(), [values[0].mean(), values[1, 1:].mean(), np.nan], equal_nan=True)
+    if images > 6:  # those that were the worst and the best when they were last evaluated
+        assert [line.get_label() for line in lines[images + 1 :]] == ["i1", f"i{images - 1}"]
+    psnr_over_time(range(3), np.full((3, images), np.nan), [f"i{i}" for i in range(images)])
+
+
 def test_parts_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(DataError, match="expected equally many"):
         reconstruction_panel([picture(4, 4)], [], ["one"])

@@ -47,18 +47,18 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=0.5, help="of every measurement")
     parser.add_argument("--out", type=Path, help="folder of the results; by default `export/bench` in the run folder")
     options = parser.parse_args(list(args))
-    from framework.commands.export import default_folder
+    from framework.commands.export import checkpoint_file, default_folder
     from framework.commands.loading import load
     from framework.figures import deployment
+    from framework.outputs import refuse_taken
 
-    out = options.out or default_folder(Path(options.ckpt_path), "bench", "fp32")
-    for name in ("bench.csv", "bench.png"):
-        if (out / name).exists():
-            raise ConfigError(f"out: {out / name} is there already, and nothing is replaced; give another folder")
+    path = checkpoint_file(options.ckpt_path)
+    out = options.out or default_folder(path, "bench", "fp32")
+    refuse_taken(out / "bench.csv", out / "bench.png")
     console = Console(width=120)
     rows = list(
         measure(
-            load(options.ckpt_path),
+            load(path),
             options.data,
             kinds=kinds_of(options.kinds),
             batch=options.batch,
@@ -119,7 +119,7 @@ def measure(
         the accuracy or the mean Dice of the foreground on the test split.
     """
     from framework import provenance
-    from framework.commands.export import inputs_of
+    from framework.commands.export import data_for, inputs_of
     from framework.deploy import export, forms_of
     from framework.deploy.measuring import measured
 
@@ -127,9 +127,11 @@ def measure(
     forms = {form.name: form for form in forms_of(module)}
     sides = {"height": size[0], "width": size[1], "rows": size[0] * size[1]}
     drawn = {n: [f.draw({**sides, "batch": count}) for count in (1, batch)] for n, f in forms.items()}
+    data = None if config is None else data_for(config, getattr(module, "preprocessing", None))
+    score = partial(_score, data, getattr(module, "ignore_index", None))
     for name, form in forms.items():
-        yield _row(name, "eager", "fp32", _eager(form, config, drawn[name][0], drawn[name][1], seconds)) | where
-    calibration = None if config is None else list(inputs_of(config))
+        yield _row(name, "eager", "fp32", _eager(form, score, drawn[name][0], drawn[name][1], seconds)) | where
+    calibration = None if data is None else list(inputs_of(data))
     with tempfile.TemporaryDirectory() as folder:
         for format, precision in kinds:
             try:
@@ -144,12 +146,16 @@ def measure(
                 one, many = ([x.numpy() for x in inputs] for inputs in drawn[name])
                 found: dict[str, Any] = {**measured(path, one, many, seconds), "bytes": file["bytes"]}
                 found |= {"share": max(row["share"] for row in file["compared"])}
-                found |= {"score": _score(config, forms[name], opened(path))}
+                found |= {"score": score(forms[name], opened(path))}
                 yield _row(name, format, precision, found) | where
 
 
 def _eager(
-    form: InferenceForm, config: str | None, one: tuple[Tensor, ...], many: tuple[Tensor, ...], seconds: float
+    form: InferenceForm,
+    score: Callable[..., float | None],
+    one: tuple[Tensor, ...],
+    many: tuple[Tensor, ...],
+    seconds: float,
 ) -> dict[str, Any]:
     """The method as it is, in this process."""
 
@@ -164,7 +170,7 @@ def _eager(
         "cpu_ms": round(cpu, 3),
         "per_second": round(1000 * len(many[0]) / whole, 3),
         "share": 0.0,
-        "score": _score(config, form, run),
+        "score": score(form, run),
     }
 
 
@@ -178,19 +184,19 @@ def _row(form: str, format: str, precision: str, found: dict[str, Any]) -> dict[
     }
 
 
-def _score(config: str | None, form: InferenceForm, run: Callable[..., np.ndarray]) -> float | None:
-    """Accuracy of a classifier, mean Dice of a segmenter's foreground, on the test split."""
-    if config is None or form.classes is None:
+def _score(data: Any, ignored: int | None, form: InferenceForm, run: Callable[..., np.ndarray]) -> float | None:
+    """Accuracy of a classifier, mean Dice of a segmenter's foreground where there are labels, on the test split."""
+    if data is None or form.classes is None:
         return None
     from torchmetrics.classification import MulticlassAccuracy
 
-    from framework.commands.export import loader_of
+    from framework.commands.export import batches_of
     from framework.metrics import overlap_metrics
 
     classes = len(form.classes)
     maps = len(form.output.axes) == 4
-    metric: Any = overlap_metrics(classes)["dice"] if maps else MulticlassAccuracy(classes, average="micro")
-    for batch in loader_of(config, "test"):
+    metric: Any = overlap_metrics(classes, ignored)["dice"] if maps else MulticlassAccuracy(classes, average="micro")
+    for batch in batches_of(data):
         found = torch.from_numpy(np.ascontiguousarray(run(batch["image"].numpy()))).argmax(1)
         metric.update(found, batch["mask" if maps else "label"])
     return float(metric.compute())

@@ -2,7 +2,7 @@
 
 import argparse
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from framework.deploy.form import Format, Precision
-from framework.errors import ConfigError
+from framework.errors import CheckpointError, ConfigError
 
 #: batches of the data from which int8 takes the ranges of activations
 CALIBRATION_BATCHES = 8
@@ -36,9 +36,11 @@ def run(args: Sequence[str]) -> int:
     from framework.commands.loading import load
     from framework.deploy import export
 
-    module = load(options.ckpt_path)
-    calibration = None if options.calibration is None else inputs_of(options.calibration)
-    out = options.out or default_folder(Path(options.ckpt_path), options.format, options.precision)
+    path = checkpoint_file(options.ckpt_path)
+    module = load(path)
+    stored = getattr(module, "preprocessing", None)
+    calibration = None if options.calibration is None else inputs_of(data_for(options.calibration, stored))
+    out = options.out or default_folder(path, options.format, options.precision)
     report = export(
         module,
         out,
@@ -51,6 +53,24 @@ def run(args: Sequence[str]) -> int:
     show(report, Console(width=120))
     print(f"written: {out}")
     return 0
+
+
+def checkpoint_file(given: str) -> Path:
+    """The path of `--ckpt_path`.
+
+    Raises:
+        CheckpointError: `best` or `last`, which are a configuration's and so of the verbs that are given one.
+    """
+    if given not in ("best", "last") or Path(given).is_file():
+        return Path(given)
+    from framework.commands.cli import RUNS
+
+    found = sorted(Path(RUNS).glob(f"**/version_*/checkpoints/{given}.ckpt"), key=lambda path: path.stat().st_mtime)
+    hint = found[-1] if found else f"{RUNS}/NAME/version_0/checkpoints/{given}.ckpt"
+    raise CheckpointError(
+        f"ckpt_path: expected the path of a checkpoint, got {given}, which is looked up for a configuration only; give "
+        f"the path, such as {hint}"
+    )
 
 
 def _sizes(options: argparse.Namespace) -> dict[str, int] | None:
@@ -117,27 +137,38 @@ def data_module(config: str) -> Any:
     return parser.instantiate_classes(parser.parse_object({"data": data})).data
 
 
-def loader_of(config: str, split: str) -> Any:
-    """A loader of a configuration's data, without a Trainer; None for an empty validation split.
+def data_for(config: str, stored: Mapping[str, Any] | None = None) -> Any:
+    """The data module of a configuration, which reads files as a checkpoint's network was trained to.
 
     Args:
         config: as `data_module` takes it.
-        split: `val` or `test`.
+        stored: the checkpoint's preprocessing; None: the configuration's own.
     """
+    from framework.preprocessing import hand_to
+
     data = data_module(config)
+    hand_to(data, stored)
     data.prepare_data()
-    data.setup({"val": "validate"}.get(split, split))
-    return (data.val_dataloader() if split == "val" else data.test_dataloader()) or None
+    return data
 
 
-def inputs_of(config: str) -> Iterator[list[np.ndarray]]:
-    """A few batches of pictures, as a file takes them, from all over the validation split."""
+def batches_of(data: Any) -> Iterator[dict[str, Any]]:
+    """The test split in batches as a network gets them, without a Trainer."""
+    data.setup("test")
+    for batch in data.test_dataloader():
+        yield data.on_after_batch_transfer(batch, 0)
+
+
+def inputs_of(data: Any) -> Iterator[list[np.ndarray]]:
+    """A few batches of pictures, as a file takes them, from all over the validation split; none of an empty one."""
     from framework.data import spread
 
-    loader = loader_of(config, "val")
+    data.setup("validate")
+    loader = data.val_dataloader() or None
     if loader is None:
         return
     dataset, size = loader.dataset, loader.batch_size
     indices = spread(len(dataset), CALIBRATION_BATCHES * size)
     for start in range(0, len(indices), size):
-        yield [loader.collate_fn([dataset[i] for i in indices[start : start + size]])["image"].numpy()]
+        batch = loader.collate_fn([dataset[i] for i in indices[start : start + size]])
+        yield [data.on_after_batch_transfer(batch, 0)["image"].numpy()]

@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from framework.errors import ConfigError
+from framework.outputs import refuse_taken
 
+#: endings of files of weights; other points are timm's tags, as in `mobilenetv2_100.ra_in1k`
+_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".tar")
 _DATA_HINT = (
     "the authors' 8Filters.txt (github tonylindeberg/masterfiltmodel, model-fitting/, CC-BY-4.0) or an .npz with the "
     "array 'learned'"
@@ -60,6 +63,8 @@ def _fit(options: argparse.Namespace, console: Console) -> int:
     from framework.nn.filters.fitting import fit_key_filters
     from framework.nn.filters.key_filters import NAMES, load_filters, published_fits
 
+    if options.out:
+        refuse_taken(Path(options.out))
     # thousands of small arrays, on which threads only wait for each other
     torch.set_num_threads(1)
     started = time.perf_counter()
@@ -125,7 +130,7 @@ def layer_filters(network: str, pretrained: bool = False) -> dict[str, Any]:
     from framework.nn.filters.banks import depthwise_convolutions, depthwise_weights
     from models.master_key.network import build_network, read_state_dict
 
-    if Path(network).suffix or "/" in network:
+    if Path(network).is_file() or "/" in network or Path(network).suffix in _WEIGHTS:
         weights = depthwise_weights(read_state_dict(network))
         if Path(network).suffix == ".safetensors":
             # stored by the alphabet, in which layer 10 comes before layer 2
@@ -133,6 +138,10 @@ def layer_filters(network: str, pretrained: bool = False) -> dict[str, Any]:
         return {name.removesuffix(".weight"): w.float() for name, w in weights.items()}
     built = build_network(network, pretrained=pretrained)
     return {name: conv.weight.detach().flatten(0, 1) for name, conv in depthwise_convolutions(built).items()}
+
+
+def _sizes(weights: Mapping[str, Any]) -> list[int]:
+    return sorted({filters.shape[-1] for filters in weights.values()})
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -166,6 +175,11 @@ def _match(options: argparse.Namespace, console: Console) -> int:
     from framework.nn.filters.key_filters import load_filters
 
     weights = layer_filters(options.network, options.pretrained)
+    if options.out:
+        sigmas = [f"sigmas_{size}x{size}.png" for size in _sizes(weights)]
+        refuse_taken(
+            *(Path(options.out, name) for name in ("match.csv", "explained_energy.png", "operators.png", *sigmas))
+        )
     learned = load_filters(options.filters) if options.filters else None
     banks = (["learned"] if learned is not None and "learned" not in options.banks else []) + options.banks
     rows = match_table(weights, banks, learned, options.seed)
@@ -174,7 +188,7 @@ def _match(options: argparse.Namespace, console: Console) -> int:
     )
     for bank in banks:
         made = make_bank(bank, weights, learned, options.seed)
-        for size in sorted({f.shape[-1] for f in weights.values()}):
+        for size in _sizes(weights):
             import torch
 
             layers = [name for name, f in weights.items() if f.shape[-1] == size]
@@ -242,10 +256,13 @@ def _extract(options: argparse.Namespace, console: Console) -> int:
     if options.count < 1:
         raise ConfigError(f"--count: expected at least 1, got {options.count}")
     weights = layer_filters(options.network, options.pretrained)
+    if options.out:
+        panels = [f"key_filters_{size}x{size}.png" for size in _sizes(weights)]
+        refuse_taken(*(Path(options.out, name) for name in ("key_filters.npz", *panels)))
     name = Path(options.network).name
     table = _table(f"{options.count} key filters of {name}", ("size", "filters", "median", "random, median"))
     arrays = {}
-    for size in sorted({f.shape[-1] for f in weights.values()}):
+    for size in _sizes(weights):
         filters = remove_mean(torch.cat([f for f in weights.values() if f.shape[-1] == size]).double())
         lines = key_lines(filters, options.count, options.seed)
         banks = (lines, random_bank(size, options.seed, options.count))
@@ -258,10 +275,10 @@ def _extract(options: argparse.Namespace, console: Console) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         by_size = {f"size_{bank.shape[-1]}": bank for bank in arrays.values()}
         np.savez(folder / "key_filters.npz", **by_size)  # type: ignore[arg-type]
-        for size, bank in arrays.items():
-            title = f"{len(bank)} directions of {name}, {size}"
-            filter_panel(bank, title=title).savefig(folder / f"key_filters_{size}.png", dpi=110)
-        written = ["key_filters.npz", *(f"key_filters_{size}.png" for size in arrays)]
+        for label, bank in arrays.items():
+            title = f"{len(bank)} directions of {name}, {label}"
+            filter_panel(bank, title=title).savefig(folder / f"key_filters_{label}.png", dpi=110)
+        written = ["key_filters.npz", *(f"key_filters_{label}.png" for label in arrays)]
         console.print(f"written: {folder}/{', '.join(written)}")
     return 0
 
@@ -273,6 +290,8 @@ def _show(options: argparse.Namespace, console: Console) -> int:
     from framework.nn.filters.key_filters import NAMES, idealised_bank, load_filters
     from framework.nn.filters.scale_space import remove_mean
 
+    path = Path(options.out)
+    refuse_taken(path)
     rows, banks = [f"method {m}" for m in options.methods], [idealised_bank(m) for m in options.methods]
     if options.filters:
         learned = remove_mean(load_filters(options.filters))
@@ -280,7 +299,6 @@ def _show(options: argparse.Namespace, console: Console) -> int:
         learned[1:3] *= -1
         rows, banks = ["learned", *rows], [learned, *banks]
     names = [f"{i}   {operator_label(name)}" for i, name in enumerate(NAMES, start=1)]
-    path = Path(options.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     filter_panel(torch.stack(banks).numpy(), names, rows).savefig(path, dpi=110)
     console.print(f"written: {path}")
@@ -297,7 +315,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("x", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

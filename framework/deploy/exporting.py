@@ -16,6 +16,7 @@ from framework import provenance
 from framework.deploy import running, writing
 from framework.deploy.form import Format, InferenceForm, Precision, forms_of
 from framework.errors import ConfigError
+from framework.outputs import refuse_taken
 
 REPORT = "export.json"
 
@@ -119,13 +120,6 @@ def file_name(form: InferenceForm, format: Format, precision: Precision) -> str:
         return f"{form.name}.zip"
     middle = "" if precision == "fp32" else f".{precision}"
     return f"{form.name}{middle}.{writing.SUFFIX[format]}"
-
-
-def refuse_taken(*paths: Path) -> None:
-    """Raises ConfigError for a file that is there."""
-    for path in paths:
-        if path.exists() or path.is_symlink():
-            raise ConfigError(f"out: {path} is there already, and nothing is replaced; give another folder with --out")
 
 
 def _sizes(

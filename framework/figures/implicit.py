@@ -166,10 +166,12 @@ def psnr_over_time(steps: Sequence[int], values: np.ndarray, names: Sequence[str
     for i, name in enumerate(names):
         color = "0.75" if many else PALETTE[1 + i % 8]
         axis.plot(steps, values[:, i], color=color, linewidth=1, label=None if many else name)
-    mean = np.nanmean(values, axis=1)
+    known = ~np.isnan(values)
+    mean = np.array([row[there].mean() if there.any() else np.nan for row, there in zip(values, known, strict=True)])
     axis.plot(steps, mean, color="black", linewidth=2, label=f"mean of {len(names)}")
-    if many:
-        lowest, highest = int(np.nanargmin(values[-1])), int(np.nanargmax(values[-1]))
+    if many and known.any():
+        last = values[known.any(1)][-1]
+        lowest, highest = int(np.nanargmin(last)), int(np.nanargmax(last))
         for i, color in ((lowest, PALETTE[6]), (highest, PALETTE[3])):
             axis.plot(steps, values[:, i], color=color, linewidth=1.5, label=names[i])
     axis.set_xlabel("training step")

@@ -12,7 +12,7 @@ import framework
 from datamodules import SegmentationDataModule
 from datamodules.io import open_picture
 from datamodules.segmentation_data import normalized
-from framework.commands.export import inputs_of
+from framework.commands.export import data_for, inputs_of
 from framework.commands.loading import predict
 from framework.deploy import forms_of
 from framework.errors import ConfigError
@@ -141,7 +141,7 @@ def test_ranges_come_from_pictures_of_all_classes(tmp_path) -> None:
     root = tmp_path / "pictures"
     words = f"root: {root}, val_fraction: 1.0, image_size: 8, batch_size: 2, mean: [0, 0, 0], std: [1, 1, 1]"
     (tmp_path / "data.yaml").write_text(f"data: {{class_path: ImageFolderDataModule, init_args: {{{words}}}}}")
-    batches = [batch for (batch,) in inputs_of(str(tmp_path / "data.yaml"))]
+    batches = [batch for (batch,) in inputs_of(data_for(str(tmp_path / "data.yaml")))]
     assert [batch.shape for batch in batches] == [(2, 3, 8, 8)] * 8
     reds = {round(float(picture[0, 0, 0]) * 255) for batch in batches for picture in batch}
     assert len(reds) >= 7
