@@ -170,6 +170,9 @@ def test_nan_stays_nan_and_far_values_stay_finite(tail):
         ({"grid_size": 5, "spline_order": 4}, "spline_order: expected 1, 2 or 3, got 4"),
         ({"grid_size": 5, "grid_range": (3, -3)}, "grid_range: expected two finite numbers low < high"),
         ({"grid_size": 5, "grid_range": (0, float("nan"))}, "grid_range"),
+        ({"grid_size": 5, "grid_range": 3}, r"grid_range: expected two numbers \(low, high\), got 3"),
+        ({"grid_size": 5, "grid_range": (0,)}, r"grid_range: expected two numbers \(low, high\), got \(0,\)"),
+        ({"grid_size": 5.0}, "grid_size: expected a whole number of cells, at least 1, got 5.0"),
         ({"grid_size": 5, "tail": "cubic"}, "tail: expected linear, clamp or zero, got 'cubic'"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.interpolate import BSpline
 from torch import nn
+from torch.nn.utils import prune
 
 from framework.errors import CheckpointError, ConfigError
 from framework.nn import CrossMoments, KANConv2d, KANConvTranspose2d, KANLinear, observe
@@ -307,9 +308,15 @@ def test_state_is_tensors_only():
         ({"implementation": "fast"}, "implementation: expected auto, dense, scatter, recompute, operator"),
         ({"padding_mode": "circular"}, "padding_mode: expected one of zeros, mask, value"),
         ({"padding": "full"}, "padding: expected numbers, same or valid"),
-        ({"padding": -1}, "padding: expected 0 or more"),
+        ({"padding": -1}, "padding: expected one or two whole numbers, at least 0, got -1"),
         ({"padding": "same", "stride": 2}, "padding: same needs stride 1"),
         ({"groups": 3}, "groups: expected positive numbers"),
+        ({"padding": 1.5}, "padding: expected one or two whole numbers, at least 0, got 1.5"),
+        ({"padding": (1, 2, 3)}, "padding: expected one or two whole numbers"),
+        ({"stride": 1.0}, "stride: expected one or two whole numbers, at least 1, got 1.0"),
+        ({"grid_size": 5.0}, "grid_size: expected a whole number of cells, at least 1, got 5.0"),
+        ({"grid_size": None}, "grid_size: expected a whole number of cells, at least 1, got None"),
+        ({"max_grid_size": 10.0}, "max_grid_size: expected a whole number of cells, got 10.0"),
         ({"grid_range": (1,)}, "grid_range: expected two numbers"),
     ],
 )
@@ -373,3 +380,27 @@ def test_compiled_layers_agree_with_eager_ones():
     compiled.sum().backward()
     assert torch.allclose(compiled, y, atol=1e-4)
     assert torch.allclose(x.grad, expected, atol=1e-3)
+
+
+def test_bad_arguments_of_a_transposed_layer_are_named() -> None:
+    for arguments, message in (
+        ({"padding": 0.5}, "padding: expected one or two whole numbers, at least 0, got 0.5"),
+        ({"output_padding": -1}, "output_padding: expected one or two whole numbers, at least 0, got -1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            KANConvTranspose2d(2, 2, 3, **arguments)
+
+
+def test_numbers_of_numpy_are_whole_numbers() -> None:
+    layer = KANConv2d(2, 2, np.int64(3), padding=np.int64(1), grid_size=np.int64(4), max_grid_size=np.int64(8))
+    assert layer(torch.zeros(1, 2, 5, 5)).shape == (1, 2, 5, 5)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_pruning_by_the_alias_names_the_parameter(rank: int | None) -> None:
+    layer = KANLinear(3, 2, rank=rank)
+    with pytest.raises(ConfigError, match="expected `coefficients`"):
+        prune.l1_unstructured(layer, "weight", 0.5)
+    before = layer(torch.ones(1, 3))
+    prune.identity(layer, "coefficients" if rank is None else "mix")
+    torch.testing.assert_close(layer(torch.ones(1, 3)), before)

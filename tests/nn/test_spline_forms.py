@@ -5,7 +5,7 @@ import itertools
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -89,6 +89,24 @@ def test_a_form_keeps_its_bound(name: str, kind: str) -> None:
         assert 0 < float(form.bound.max()) < (1e-2 if kind == "table" else 1e3)
         # a bound that says something: no more than a few hundred times what random inputs reach
         assert float(off.max()) > 1e-3 * float(form.bound.max())
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("data", [False, True])
+def test_a_bound_holds_beyond_the_grid_where_shared_shapes_go_on_with_other_slopes(order: int, data: bool) -> None:
+    """One edge alone, whose error no other's can hide."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        layer = KANLinear(1, 3, spline_order=order).double()
+        layer.coefficients.normal_()
+        seen = 2.5 * torch.randn(500, 1, dtype=torch.float64) if data else None
+        form = spline_form(layer, "low_rank_int8", rank=2, data=seen)
+        assert isinstance(form, SplineForm)
+        assert form.covered[0] < layer.grid.low
+        x = torch.linspace(*form.covered, 2001, dtype=torch.float64)[:, None]
+        off = (form(x) - layer(x)).abs().amax(0)
+        assert bool((off <= form.bound + 1e-6).all())
+        assert bool((off > 0.2 * form.bound).any())
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -391,6 +409,7 @@ def test_what_cannot_be_is_said() -> None:
         ({"kind": "int8", "rank": 2}, "rank: int8 has none, got 2"),
         ({"kind": "table", "entries": 1}, "entries: expected a whole number of table entries, at least 2, got 1"),
         ({"kind": "int8", "entries": 0}, "entries: expected"),
+        ({"kind": "low_rank", "rank": {"0": 2}}, "rank: expected one for each of , got none for"),
     ):
         with pytest.raises(ConfigError, match=message):
             spline_form(layer, **arguments)  # type: ignore[arg-type]
@@ -437,3 +456,40 @@ def test_a_low_rank_starts_with_the_input_and_legendre_polynomials() -> None:
     for degree in (2, 3, 4):
         exact = torch.from_numpy(eval_legendre(degree, unit.numpy()))
         assert (given[:, degree - 1] - exact).abs().max() < 0.02, degree
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_that_stands_at_two_places_is_replaced_at_both(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = KANLinear(3, 3)
+    network = nn.ModuleDict({"first": nn.Sequential(layer, nn.Tanh()), "second": layer, "third": KANLinear(3, 2)})
+    form = spline_form(network, kind, **KINDS[kind])  # type: ignore[arg-type]
+    assert not any(isinstance(module, SplineLayer) for module in form.modules())
+    assert form["first"][0] is form["second"]
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(form["second"](x), spline_form(layer, kind, **KINDS[kind])(x))  # type: ignore[arg-type]
+    assert isinstance(network["second"], KANLinear)
+
+
+def test_ranks_by_name_are_wanted_for_every_layer() -> None:
+    network = nn.Sequential(KANLinear(3, 3), KANLinear(3, 4))
+    with pytest.raises(ConfigError, match="rank: expected one for each of 0, 1, got none for 1"):
+        spline_form(network, "low_rank", rank={"0": 2})
+    form = spline_form(network, "low_rank", rank={"0": 2, "1": 3})
+    assert [child.lift.count for child in cast(Any, form)] == [2, 3]
+
+
+def test_a_form_without_values_is_printed() -> None:
+    form = spline_form(KANLinear(3, 2), "table")
+    assert f"bound={float(form.bound.max()):.3g}" in repr(form)
+    assert "bound=?" in repr(form.to("meta"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forms_are_the_same_whatever_the_default_device_is(kind: str) -> None:
+    layer, x = made("conv", dtype=torch.float32), torch.randn(2, 4, 9, 7)
+    expected = spline_form(layer, kind, **KINDS[kind])  # type: ignore[arg-type]
+    with torch.device("meta"):
+        form = spline_form(layer, kind, **KINDS[kind])  # type: ignore[arg-type]
+    assert torch.equal(form(x), expected(x))
+    assert torch.equal(form.bound, expected.bound)

@@ -7,6 +7,7 @@ t_m = a + (m - p) h, m = 0 .. G + 2p. Inside [a, b] exactly p + 1 of them are no
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -54,7 +55,7 @@ class SplineGrid:
     tail: Tail = "linear"
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool | str) or int(self.size) != self.size or self.size < 1:
+        if isinstance(self.size, bool) or not isinstance(self.size, Integral) or self.size < 1:
             raise ConfigError(f"grid_size: expected a whole number of cells, at least 1, got {self.size!r}")
         if self.order not in (1, 2, 3):
             raise ConfigError(f"spline_order: expected 1, 2 or 3, got {self.order!r}")
@@ -242,7 +243,7 @@ def local_slopes(u: Tensor, order: int, out: Tensor) -> None:
 
 def greville(grid: SplineGrid) -> Tensor:
     """Greville abscissae xi_k = a + (k - (p - 1) / 2) h, (n,) float64: as coefficients they give exactly f(x) = x."""
-    k = torch.arange(grid.basis, dtype=torch.float64)
+    k = torch.arange(grid.basis, dtype=torch.float64, device="cpu")
     return grid.low + (k - (grid.order - 1) / 2) * grid.step
 
 
@@ -264,12 +265,12 @@ def refinement_matrix(grid: SplineGrid, factor: int) -> Tensor:
     """
     if isinstance(factor, bool) or int(factor) != factor or factor < 1:
         raise ConfigError(f"factor: expected a whole number, at least 1, got {factor!r}")
-    mask = torch.ones(1, dtype=torch.float64)
+    mask = torch.ones(1, dtype=torch.float64, device="cpu")
     for _ in range(grid.order + 1):
         padded = torch.nn.functional.pad(mask, (factor - 1, factor - 1))
         mask = padded.unfold(0, factor, 1).sum(1)
     mask = mask / factor**grid.order
-    matrix = torch.zeros(grid.size * factor + grid.order, grid.basis, dtype=torch.float64)
+    matrix = mask.new_zeros(grid.size * factor + grid.order, grid.basis)
     for coarse in range(grid.basis):
         for j, weight in enumerate(mask):
             fine = factor * (coarse - grid.order) + j + grid.order
@@ -289,7 +290,7 @@ def quadrature(grid: SplineGrid, *others: SplineGrid) -> tuple[Tensor, Tensor]:
     knots = [grid.low + grid.step * m for m in range(grid.size + 1)]
     for other in others:
         knots += [other.low + other.step * m for m in range(-other.order, other.size + other.order + 1)]
-    edges = torch.tensor(sorted({min(max(k, grid.low), grid.high) for k in knots}), dtype=torch.float64)
+    edges = torch.tensor(sorted({min(max(k, grid.low), grid.high) for k in knots}), dtype=torch.float64, device="cpu")
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(grid.order + 1))
     middle, half = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
     points = middle[:, None] + half[:, None] * nodes
@@ -358,7 +359,7 @@ def projection_error(source: SplineGrid, target: SplineGrid, projection: Tensor)
     new, old = dense_basis(points, target), dense_basis(points, source)
     residual = (new @ projection.to(new) - old) * mass.sqrt()[:, None]
     norm = (old * mass[:, None]).T @ old
-    norm = norm + 1e-12 * norm.diagonal().mean() * torch.eye(len(norm), dtype=norm.dtype)
+    norm = norm + 1e-12 * norm.diagonal().mean() * torch.eye(len(norm), dtype=norm.dtype, device=norm.device)
     factor = torch.linalg.cholesky(norm)
     whitened = torch.linalg.solve_triangular(factor, residual.T, upper=False)
     return float(torch.linalg.matrix_norm(whitened, 2))

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
+from framework.nn.modes import has_values
 from framework.nn.precision import without_autocast
-from framework.nn.splines.bspline import SplineGrid
+from framework.nn.splines.bspline import SplineGrid, end_slopes
 from framework.nn.splines.expansion import Base
 from framework.nn.splines.int8 import Int8Conv, by_output
 from framework.nn.splines.kan import KANConv2d, KANConvTranspose2d, KANLinear
@@ -86,7 +87,8 @@ class SplineForm(nn.Module):
 
     def extra_repr(self) -> str:
         """Kind, and the largest of the bounds."""
-        return f"{self.kind}, covered=({self.covered[0]:g}, {self.covered[1]:g}), bound={float(self.bound.max()):.3g}"
+        bound = f"{float(self.bound.max()):.3g}" if has_values(self.bound) else "?"
+        return f"{self.kind}, covered=({self.covered[0]:g}, {self.covered[1]:g}), bound={bound}"
 
 
 def _poison(x: Tensor, linear: bool) -> Tensor:
@@ -147,7 +149,18 @@ class _Parts(NamedTuple):
 
     shapes: Shapes
     edges: Tensor  # (R, O, C / groups, *kernel)
-    missed: Tensor  # (O,), the most that is lost by sharing shapes, on the grid
+    lost: Tensor | None  # (n, O, C / groups, *kernel), coefficients of what is lost by sharing shapes
+
+    def missed(self, covered: tuple[float, float]) -> Tensor | float:
+        """(O,), the most that is lost by sharing shapes on the grid and, with tails that go on, as far as covered."""
+        if self.lost is None:
+            return 0.0
+        grid, most = self.shapes.grid, self.lost.abs().amax(0)
+        if grid.tail == "linear":
+            slopes = torch.tensor(end_slopes(grid), dtype=most.dtype) @ self.lost.flatten(1)
+            beyond = torch.tensor([max(0.0, grid.low - covered[0]), max(0.0, covered[1] - grid.high)], dtype=most.dtype)
+            most = most + (slopes.abs() * beyond[:, None]).amax(0).view(most.shape)
+        return most.flatten(1).sum(1)
 
 
 def _take_apart(spline: SplineLayer, kind: FormKind, rank: int | None, moments: SplineMoments | None) -> _Parts:
@@ -155,14 +168,14 @@ def _take_apart(spline: SplineLayer, kind: FormKind, rank: int | None, moments: 
     splines, rest = edges[: spline.basis], edges[spline.basis :]
     if kind in ("table", "int8"):
         unit = torch.eye(spline.basis, dtype=torch.float64)[None]
-        return _Parts(Shapes(spline.grid, unit, spline.base), edges, edges.new_zeros(len(edges[0])))
+        return _Parts(Shapes(spline.grid, unit, spline.base), edges, None)
     gram = None
     if moments is not None:
         moments.check(spline)
         gram = (moments.second / moments.weight)[:, : spline.basis, : spline.basis]
     check_rank(cast(int, rank))
     shared, mix = factorise(splines, cast(int, rank), spline.groups, weighted_gram(spline.grid, gram))
-    lost = (splines - compose(shared, mix, spline.groups)).abs().amax(0).flatten(1).sum(1)
+    lost = splines - compose(shared, mix, spline.groups)
     return _Parts(Shapes(spline.grid, shared.permute(2, 0, 1), spline.base), torch.cat([mix, rest]), lost)
 
 
@@ -173,7 +186,7 @@ def _float_form(spline: SplineLayer, parts: _Parts, kind: FormKind, entries: int
     layer = ordinary_layer(spline, parts.edges.to(device, spline.coefficients.dtype))
     form = SplineForm(spline, lift, layer, kind)
     count = parts.shapes.coefficients.shape[2]
-    bound = parts.missed
+    bound = form.bound.cpu() + parts.missed(form.covered)
     if entries:
         made = parts.edges[:count]
         if kind == "low_rank":
@@ -198,7 +211,7 @@ def _byte_form(
     off = lift.errors(parts.shapes).expand(spline.in_channels, -1)
     ends = parts.shapes.values(torch.linspace(*covered, entries + 1, dtype=torch.float64)).abs().amax(0)
     largest = ends.expand(spline.in_channels, -1) + off
-    bound = parts.missed.clone()
+    bound = form.bound.cpu() + parts.missed(covered)
     for group in channels.chunk(spline.groups) if spline.groups > 1 else [channels]:
         outputs = slice(None)
         if spline.groups > 1:
@@ -306,19 +319,24 @@ def spline_form(
     layers = spline_layers(module)
     if not layers:
         raise ConfigError("module: there is no spline layer in it (KANConv2d, KANConvTranspose2d, KANLinear)")
+    if isinstance(rank, Mapping) and (without := sorted(layers.keys() - rank.keys())):
+        raise ConfigError(f"rank: expected one for each of {', '.join(layers)}, got none for {', '.join(without)}")
     known = {} if data is None else seen(module, data)
     made = copy.deepcopy(module).eval()
     for name, spline in layers.items():
         what = known.get(name)
         of_layer = rank.get(name) if isinstance(rank, Mapping) else rank
-        parts = _take_apart(spline, kind, of_layer, what.moments if what else None)
-        if kind.endswith("int8"):
-            form = _byte_form(spline, parts, kind, entries, _covered(spline.grid, spline.base, what))
-        else:
-            form = _float_form(spline, parts, kind, entries)
+        with torch.device("cpu"):  # where tables are made, whatever the default device is
+            parts = _take_apart(spline, kind, of_layer, what.moments if what else None)
+            if kind.endswith("int8"):
+                form = _byte_form(spline, parts, kind, entries, _covered(spline.grid, spline.base, what))
+            else:
+                form = _float_form(spline, parts, kind, entries)
         if not name:
             return form.eval()
-        made.set_submodule(name, form.eval())
+        for place, child in module.named_modules(remove_duplicate=False):
+            if child is spline:
+                made.set_submodule(place, form.eval())
     return made
 
 

@@ -5,6 +5,7 @@ Y[o] = sum_{c,i,j} phi_{o,c,i,j}(X[c] shifted by (i, j)) with phi = sum_k w_k B_
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Unpack, cast
 
 import torch.nn.functional as F
@@ -113,9 +114,7 @@ class KANConv2d(_SplineConv):
                 raise ConfigError(f"padding: same needs stride 1, got {self.stride}")
             whole = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
             return (whole[1] // 2, whole[1] - whole[1] // 2, whole[0] // 2, whole[0] - whole[0] // 2)
-        pair = tuple(_pair(padding))
-        if any(p < 0 for p in pair):
-            raise ConfigError(f"padding: expected 0 or more, got {padding!r}")
+        pair = _whole_pair("padding", padding, 0)
         return (pair[1], pair[1], pair[0], pair[0])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -186,7 +185,8 @@ class KANConvTranspose2d(_SplineConv):
         if padding_mode not in ("zeros", "mask"):
             raise ConfigError(f"padding_mode: a transposed convolution knows zeros (or mask), got {padding_mode!r}")
         self.stride, self.dilation = _positive_pair("stride", stride), _positive_pair("dilation", dilation)
-        self.padding, self.output_padding = tuple(_pair(padding)), tuple(_pair(output_padding))
+        self.padding = _whole_pair("padding", padding, 0)
+        self.output_padding = _whole_pair("output_padding", output_padding, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, O, H', W')."""
@@ -282,7 +282,11 @@ class KANLinear(SplineLayer):
 
 
 def _positive_pair(name: str, value: Size) -> tuple[int, int]:
+    return _whole_pair(name, value, 1)
+
+
+def _whole_pair(name: str, value: Size, least: int) -> tuple[int, int]:
     pair = tuple(_pair(value))
-    if len(pair) != 2 or any(isinstance(v, bool) or int(v) != v or v < 1 for v in pair):
-        raise ConfigError(f"{name}: expected one or two whole numbers, at least 1, got {value!r}")
+    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, Integral) or v < least for v in pair):
+        raise ConfigError(f"{name}: expected one or two whole numbers, at least {least}, got {value!r}")
     return cast(tuple[int, int], pair)

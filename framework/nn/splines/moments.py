@@ -27,11 +27,11 @@ class SplineMoments:
     """
 
     def __init__(self, channels: int, basis: int) -> None:
-        self.weight = torch.zeros((), dtype=torch.float64)
-        self.first = torch.zeros(channels, basis, dtype=torch.float64)
-        self.second = torch.zeros(channels, basis, basis, dtype=torch.float64)
-        self.histogram = torch.zeros(BINS, dtype=torch.float64)
-        self.outside = torch.zeros((), dtype=torch.float64)
+        self.weight = _sums()
+        self.first = _sums(channels, basis)
+        self.second = _sums(channels, basis, basis)
+        self.histogram = _sums(BINS)
+        self.outside = _sums()
         self.grid: SplineGrid | None = None
 
     @classmethod
@@ -72,6 +72,8 @@ class SplineMoments:
             self.second += (products + products.mT) / 2  # a matrix product rounds its two halves differently
         low, high = histogram_range(layer)
         inside = rows.clamp(low, high)
+        if torch.are_deterministic_algorithms_enabled():
+            inside = inside.cpu()  # on a GPU torch has no deterministic histogram
         self.histogram += torch.histc(inside, BINS, low, high).double().cpu()
         self.outside += ((rows < layer.grid.low) | (rows > layer.grid.high)).sum().double().cpu() / layer.in_channels
 
@@ -89,7 +91,7 @@ class SplineMoments:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "SplineMoments":
         """The inverse of `tensors`."""
         moments = cls(*tensors["first"].shape)
-        vars(moments).update({name: tensor.clone() for name, tensor in tensors.items()})
+        vars(moments).update({name: _sums(*tensor.shape).copy_(tensor) for name, tensor in tensors.items()})
         return moments
 
     def mean(self) -> Tensor:
@@ -121,6 +123,12 @@ class SplineMoments:
         return float(self.outside / self.weight.clamp_min(1))
 
 
+def _sums(*shape: int) -> Tensor:
+    """Zeros on the CPU that batches of every mode may be added to."""
+    with torch.inference_mode(False):
+        return torch.zeros(shape, dtype=torch.float64, device="cpu")
+
+
 class CrossMoments:
     """E[B' B'^T] and E[B' B^T] of a new grid and a layer's own, per channel: what `refit_grid` needs, batch by batch.
 
@@ -138,8 +146,8 @@ class CrossMoments:
         size = layer.grid_size if grid_size is None else grid_size
         self.target = SplineGrid(size, layer.grid.order, low, high, layer.grid.tail)
         self.weight = 0
-        self.gram_sum = torch.zeros(layer.in_channels, self.target.basis, self.target.basis, dtype=torch.float64)
-        self.cross_sum = torch.zeros(layer.in_channels, self.target.basis, layer.basis, dtype=torch.float64)
+        self.gram_sum = _sums(layer.in_channels, self.target.basis, self.target.basis)
+        self.cross_sum = _sums(layer.in_channels, self.target.basis, layer.basis)
 
     def check(self) -> None:
         """That they are those of the layer's present grid.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TypedDict, get_args
 
 from framework.errors import ConfigError
@@ -38,7 +39,12 @@ class SplineOptions:
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        if self.room < self.grid.size:
+        size = self.grid.size
+        if self.max_grid_size is not None and (
+            isinstance(self.max_grid_size, bool) or not isinstance(self.max_grid_size, Integral)
+        ):
+            raise ConfigError(f"max_grid_size: expected a whole number of cells, got {self.max_grid_size!r}")
+        if self.room < size:
             raise ConfigError(
                 f"max_grid_size: expected at least grid_size = {self.grid_size}, got {self.max_grid_size}"
             )

@@ -60,6 +60,15 @@ class StoredCoefficients(Layer):
         """The coefficients, by the name that torch's layers give theirs."""
         return self.coefficients
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As torch's; raises ConfigError where torch's pruning takes `weight`, an alias, for a parameter."""
+        if name == "weight_orig":
+            raise ConfigError(
+                "name: expected `coefficients` (with a rank `shapes` or `mix`), the parameter to prune, got its alias "
+                "`weight`; give the parameter's name, or use prune_edges"
+            )
+        super().register_parameter(name, param)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # coefficients of a convolution have five dimensions, which `.to(memory_format=torch.channels_last)` takes for a
         # volume's; their order in memory is the grid's
