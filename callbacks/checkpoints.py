@@ -1,13 +1,14 @@
 """The two checkpoints that every run has: classes of their own, so that a user's ModelCheckpoint stands beside them."""
 
+from collections.abc import Sized
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from framework.best import set_best
 from framework.distributed import say
-from framework.protocols import HasDatasets
+from framework.protocols import datasets_of
 
 # At the end of the training epoch, after validation: such a checkpoint resumes exactly. Two of them, because
 # `save_last` writes only when the best one is written.
@@ -24,16 +25,21 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
         super().__init__(filename="best", monitor=monitor, mode=mode, **COMMON)
+        self._asked: tuple[str, Literal["min", "max"]] = (monitor, mode)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning's hook."""
-        super().on_train_start(trainer, pl_module)
-        data = getattr(trainer, "datamodule", None)
-        split: Any = data.datasets.get("val", [0]) if isinstance(data, HasDatasets) else [0]
-        nothing = not trainer.enable_validation or len(split) == 0
-        if nothing and str(self.monitor).startswith("val/"):
-            say(f"nothing is validated: best.ckpt is chosen by train/loss, not by {self.monitor}")
-            self.monitor, self.mode, self.kth_value = "train/loss", "min", torch.tensor(torch.inf)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Chooses the figure, before a checkpoint is restored: what it says of the best file is looked up by it."""
+        if stage == "fit":
+            split = datasets_of(getattr(trainer, "datamodule", None)).get("val")
+            nothing = not trainer.enable_validation or (isinstance(split, Sized) and len(split) == 0)
+            monitor, mode = self._asked
+            if nothing and monitor.startswith("val/"):
+                say(f"nothing is validated: best.ckpt is chosen by train/loss, not by {monitor}")
+                monitor, mode = "train/loss", "min"
+            if monitor != self.monitor:
+                self.monitor, self.mode = monitor, mode
+                set_best(self, None)
+        super().setup(trainer, pl_module, stage)
 
 
 class LastCheckpoint(ModelCheckpoint):

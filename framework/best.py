@@ -38,7 +38,7 @@ class BestSoFar(Callback):
                 found = None
                 if trainer.is_global_zero:
                     found = _taken_over(keeper, states, Path(trainer.ckpt_path).parent)
-                _set(keeper, trainer.strategy.broadcast(found))
+                set_best(keeper, trainer.strategy.broadcast(found))
 
 
 def _taken_over(keeper: ModelCheckpoint, states: dict[str, Any], folder: Path) -> tuple[str, float] | None:
@@ -73,7 +73,8 @@ def _state_of(keeper: ModelCheckpoint, states: dict[str, Any]) -> dict[str, Any]
     return None
 
 
-def _set(keeper: ModelCheckpoint, found: tuple[str, float] | None) -> None:
+def set_best(keeper: ModelCheckpoint, found: tuple[str, float] | None) -> None:
+    """Lets a keeper take the file at this path, of this figure, for its best so far; None: it has none."""
     if found is None:
         worst = torch.tensor(torch.inf if keeper.mode == "min" else -torch.inf)
         keeper.best_model_path, keeper.best_model_score = "", None

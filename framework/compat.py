@@ -16,12 +16,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from torch import nn
 from torch.distributed.distributed_c10d import _get_default_store
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
     """The Trainer a module is in, or None; `LightningModule.trainer` raises instead (lightning 2.6.6)."""
-    return module._trainer  # type: ignore[return-value]
+    return module.__dict__.get("_trainer")  # not an attribute before `__init__` has run
 
 
 def averaged_models(trainer: Trainer) -> Iterator[nn.Module]:
@@ -47,6 +48,15 @@ def handed_over(trainer: Trainer, batch: Any) -> Any:
     batch = trainer.precision_plugin.convert_input(batch)
     batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def plain_schedulers(scheduler: LRScheduler) -> Iterator[LRScheduler]:
+    """The schedulers that a ChainedScheduler or SequentialLR is made of, else the one itself (torch 2.15)."""
+    inner = getattr(scheduler, "_schedulers", None)
+    for one in inner or ():
+        yield from plain_schedulers(one)
+    if not inner:
+        yield scheduler
 
 
 def default_store() -> Any:

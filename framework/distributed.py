@@ -6,7 +6,9 @@ is a permutation drawn from (seed, epoch), and no collective runs inside a step.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -92,14 +94,23 @@ def add_over_ranks(tensors: Iterable[Tensor], device: torch.device) -> None:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The folder of this run, on this rank: `trainer.log_dir` asks all ranks, and must not be read on one alone."""
-    named = [getattr(logger, "log_dir", None) for logger in trainer.loggers[:1]]
-    return Path(next(filter(None, named), trainer.default_root_dir))
+    """The folder of this run, on this rank: `trainer.log_dir` asks all ranks, and must not be read on one alone.
+
+    That of the first logger that has one; else `NAME/VERSION` where the first one saves, as Lightning's checkpoints.
+    """
+    for logger in trainer.loggers:
+        if isinstance(named := getattr(logger, "log_dir", None), str | PathLike) and str(named):
+            return Path(named)
+    if not trainer.loggers or not isinstance(trainer.loggers[0].save_dir, str | PathLike):
+        return Path(trainer.default_root_dir)
+    first = trainer.loggers[0]
+    version = first.version if isinstance(first.version, str) else f"version_{first.version}"
+    return Path(cast(str, first.save_dir), str(first.name), version)
 
 
 def agreed_run_folder(trainer: Trainer) -> Path:
     """The folder of this run as the first rank names it. A collective."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    return Path(trainer.strategy.broadcast(str(run_folder(trainer))))
 
 
 @rank_zero_only

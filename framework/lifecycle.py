@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from framework import preprocessing
 from framework.best import BestSoFar
 from framework.checkpoints import WholeCheckpoints
+from framework.compat import plain_schedulers
 from framework.distributed import broadcast_buffers
 from framework.errors import DivergenceError
 from framework.protocols import MeetsData
@@ -121,8 +122,14 @@ class SchedulerCatchUp(Callback):
                 if scheduler.last_epoch < due and self._plateau_figure is not None:
                     scheduler.step(self._plateau_figure)
                 continue
-            while scheduler.last_epoch < due:
+            for _ in range(_steps_behind(scheduler, due)):
                 scheduler.step()
+
+
+def _steps_behind(scheduler: LRScheduler, due: int) -> int:
+    """A ChainedScheduler does not count its steps, those that it chains do."""
+    counted = [getattr(one, "last_epoch", None) for one in (scheduler, *plain_schedulers(scheduler))]
+    return due - next((steps for steps in counted if steps is not None), due)
 
 
 class EqualBuffers(Callback):

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from framework.batches import as_outputs, count_samples
 from framework.compat import averaged_models, left_to_ranks
 from framework.distributed import broadcast_tensors
 from framework.errors import ConfigError, few
@@ -149,12 +150,16 @@ class BaseMethod(StoredModule):
     def initialise_once(self, evaluating: bool = False) -> None:
         """`initialise` where it is due, called by `framework.lifecycle` and before the optimizer is built."""
         trainer = self.attached_trainer
-        if trainer is None or self._initialised or (evaluating and not self.evaluates_untrained):
+        if trainer is None or (evaluating and not self.evaluates_untrained):
+            return
+        begins, self._begins_anew = self._begins_anew and not evaluating, self._begins_anew and evaluating
+        takes_over = begins and self.initial_weights is not None
+        if self._initialised and not takes_over:
             return
         with torch.inference_mode(False):
             self.initialise(self.data)
-            if self.initial_weights is not None and not evaluating:
-                take_over(self, self.initial_weights)
+            if takes_over:
+                take_over(self, cast(str, self.initial_weights))
             if isinstance(trainer.strategy, DDPStrategy):
                 own = left_to_ranks(self)
                 named = [*self.named_parameters(), *self.named_buffers()]
@@ -200,8 +205,12 @@ class BaseMethod(StoredModule):
             metric.update(outputs["preds"], outputs["target"])
 
     def samples_in(self, batch: Batch) -> int:
-        """Number of samples in a batch, the weight of its loss: by default the length of its first tensor."""
-        return len(next(iter(batch.values())))
+        """Number of samples in a batch, the weight of its loss: by default the length of its first tensor.
+
+        Raises:
+            ConfigError: the batch is no dict of tensors.
+        """
+        return count_samples(batch, type(self).__name__)
 
     def save_memory(self) -> str | None:
         """Makes a training step take less memory for more work, where the method knows how.
@@ -244,7 +253,7 @@ class BaseMethod(StoredModule):
         self._shared_step(batch, "test")
 
     def _shared_step(self, batch: Batch, split: Split) -> Tensor:
-        outputs = _as_outputs(self.step(batch, split), type(self).__name__)
+        outputs = as_outputs(self.step(batch, split), type(self).__name__)
         loss = outputs["loss"]
         size = self.samples_in(batch)
         metrics = cast(nn.ModuleDict, self.metrics[f"{split}_metrics"])
@@ -260,21 +269,6 @@ class BaseMethod(StoredModule):
                 f"{split}/{name}", cast(Metric, metric), on_step=False, on_epoch=True, batch_size=size, prog_bar=on_bar
             )
         return loss
-
-
-def _as_outputs(returned: Any, name: str) -> dict[str, Tensor]:
-    """What `step` has returned, as a dict with the loss; the loss alone is Lightning's custom."""
-    outputs = {"loss": returned} if isinstance(returned, Tensor) else returned
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
-    if not isinstance(loss, Tensor) or loss.dim():
-        if isinstance(loss, Tensor):
-            got = f"a loss of shape {tuple(loss.shape)}"
-        elif isinstance(outputs, Mapping) and "loss" not in outputs:
-            got = f"a dict with {few(list(outputs)) or 'nothing'}"
-        else:
-            got = type(returned if loss is None else loss).__name__
-        raise ConfigError(f"{name}.step: expected a dict with `loss`, a scalar tensor, or the loss alone, got {got}")
-    return cast(dict[str, Tensor], outputs)
 
 
 def _with_contracts(hook: Callable[..., Sequence[Callback] | Callback]) -> Callable[..., list[Callback]]:

@@ -8,7 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from framework.compat import attached_trainer
+from framework.compat import attached_trainer, plain_schedulers
 from framework.errors import ConfigError
 from framework.guards import kept
 from framework.resume import describe
@@ -95,11 +95,11 @@ class OptimizedModule(LightningModule):
         """What the finder found: it writes the rate into the optimizer, and schedules start from it."""
         self.__dict__["_found_rate"] = value
         for config in self.attached_trainer.lr_scheduler_configs if self.attached_trainer is not None else []:
-            scheduler = config.scheduler
-            if hasattr(scheduler, "base_lrs"):
-                scheduler.base_lrs = [value] * len(scheduler.base_lrs)
-                for group in scheduler.optimizer.param_groups:
-                    group["initial_lr"] = value
+            for scheduler in plain_schedulers(config.scheduler):
+                if hasattr(scheduler, "base_lrs"):
+                    scheduler.base_lrs = [value] * len(scheduler.base_lrs)
+                    for group in scheduler.optimizer.param_groups:
+                        group["initial_lr"] = value
 
     def _before_optimizer(self) -> None:
         if (trainer := self.attached_trainer) is not None and trainer.state.fn == TrainerFn.FITTING:

@@ -28,6 +28,12 @@ class HasDatasets(Protocol):
     datasets: dict[str, Dataset]
 
 
+def datasets_of(data: Any) -> Mapping[str, Any]:
+    """The datasets of a data module by split; none where it has none, or keeps something else under that name."""
+    found = data.datasets if isinstance(data, HasDatasets) else None
+    return found if isinstance(found, Mapping) else {}
+
+
 @runtime_checkable
 class HasClassStatistics(Protocol):
     """A data module that knows the intensities of its classes: KOriginsSegmentation with `class_statistics`."""

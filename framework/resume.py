@@ -94,7 +94,8 @@ def apply_changed_settings(checkpoint: dict[str, Any], build: Build, hparams: Ma
     fresh = describe(optimizer, scheduler, hparams)
     if fresh == stored:
         return False
-    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    groups, states = checkpoint["optimizer_states"][0]["param_groups"], checkpoint.get("lr_schedulers") or []
+    of_a_user = scheduler is None and stored["scheduler"] is None
     _refuse_another_shape(groups, optimizer, fresh, stored)
     left_plateau = _is_plateau(stored["scheduler"]) and not isinstance(scheduler, ReduceLROnPlateau)
     built = stored["groups"]
@@ -103,12 +104,17 @@ def apply_changed_settings(checkpoint: dict[str, Any], build: Build, hparams: Ma
     _replay(scheduler, _position(checkpoint, hparams.get("lr_interval", "epoch")))
     for group, before, new in zip(groups, built, optimizer.param_groups, strict=True):
         decay = _factor(group.get("weight_decay"), before.get("weight_decay"))
-        group.pop("initial_lr", None)
+        if of_a_user and "initial_lr" in group:
+            group["initial_lr"] *= _factor(new["lr"], before["lr"])
+        else:
+            group.pop("initial_lr", None)
         group.update({k: v for k, v in new.items() if k != "params"})
         if decay != 1:
             group["weight_decay"] *= decay
-    states = checkpoint.get("lr_schedulers") or []
-    if scheduler is None:
+    if of_a_user:  # added in a configure_optimizers of his own: it goes on where it was
+        changes = [_factor(new["lr"], before["lr"]) for before, new in zip(built, fresh["groups"], strict=True)]
+        checkpoint["lr_schedulers"] = [_with_rates(state, changes) for state in states]
+    elif scheduler is None:
         checkpoint["lr_schedulers"] = []
     elif isinstance(scheduler, ReduceLROnPlateau) and fresh["scheduler"] == stored["scheduler"] and states:
         old = stored["scheduler_state"]
@@ -175,6 +181,17 @@ def _factor(now: Any, built: Any) -> float:
     if isinstance(now, float | int) and isinstance(built, float | int) and built:
         return now / built
     return 1.0
+
+
+def _with_rates(state: Mapping[str, Any], changes: Sequence[float]) -> dict[str, Any]:
+    """A scheduler's state, the rates that it starts from and was at multiplied by these, group by group."""
+    made = dict(state)
+    for key in ("base_lrs", "_last_lr"):
+        if isinstance(rates := state.get(key), list) and len(rates) == len(changes):
+            made[key] = [rate * change for rate, change in zip(rates, changes, strict=True)]
+    if isinstance(inner := state.get("_schedulers"), list):
+        made["_schedulers"] = [_with_rates(one, changes) for one in inner]
+    return made
 
 
 def _is_plateau(path: str | None) -> bool:

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from framework.batches import as_outputs
 from framework.distributed import say
 from framework.errors import ConfigError
 from framework.memory import SHARE, free_bytes, gib
@@ -98,7 +99,7 @@ def activation_bytes(method: Any, batch: Any, precision: AbstractContextManager[
     with warnings.catch_warnings(), fake, Peak() as peak:
         warnings.simplefilter("ignore")  # said again in the step itself
         with precision or contextlib.nullcontext():
-            loss = twin.step(there, "train")["loss"]
+            loss = as_outputs(twin.step(there, "train"), type(method).__name__)["loss"]
         loss.backward()
     return peak.highest
 
@@ -113,6 +114,16 @@ def weight_bytes(method: nn.Module, optimizers: list[Optimizer] | None = None) -
             moments = 2 if "betas" in group else 1 if group.get("momentum") or group.get("alpha") else 0
             held += moments * sum(p.numel() * p.element_size() for p in group["params"])
     return held
+
+
+def _tried(method: Any, batch: Any, fixed: int, precision: AbstractContextManager[Any]) -> tuple[int | None, str]:
+    """Bytes of a step with the weights' `fixed`; where they cannot be known, None and the reason."""
+    try:
+        return fixed + activation_bytes(method, batch, precision), ""
+    except ConfigError:
+        raise
+    except Exception as error:  # a step of a user's own that reads values cannot be tried without them
+        return None, str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def plan(
@@ -132,20 +143,24 @@ def plan(
         precision: makes what surrounds a step, for example autocast.
 
     Returns:
-        one line.
+        one line. A step that cannot be tried is not foreseen, and `lean` is carried out all the same.
 
     Raises:
         ConfigError: nothing fits; names the keys.
     """
     fixed = weight_bytes(method, optimizers)
-    needed = fixed + activation_bytes(method, batch, precision())
+    needed, reason = _tried(method, batch, fixed, precision())
     given_up, seen = None, True
-    short = free is not None and needed > SHARE * free
+    short = free is not None and needed is not None and needed > SHARE * free
     if method.memory == "lean" or (method.memory == "auto" and short):
         given_up, before = method.save_memory(), needed
-        if given_up is not None:
-            needed = fixed + activation_bytes(method, batch, precision())
-        seen = given_up is None or needed < before  # what saved tensors are rebuilt from has no address without values
+        if given_up is not None and needed is not None:
+            needed, reason = _tried(method, batch, fixed, precision())
+        # what saved tensors are rebuilt from has no address without values
+        seen = given_up is None or (needed is not None and before is not None and needed < before)
+    with_it = f", with {given_up} (model.memory: {method.memory})" if given_up else ""
+    if needed is None:
+        return f"{type(method).__name__}: the memory of a training step is not known beforehand ({reason}){with_it}"
     if seen and free is not None and needed > free:
         tried = f" even with {given_up}" if given_up else ""
         lean = ", model.memory: lean" if method.memory == "fast" else ""
@@ -155,9 +170,7 @@ def plan(
             f"{lean}, or trainer.precision: bf16-mixed"
         )
     beside = "" if free is None else f" of {gib(free)}"
-    return f"{type(method).__name__}: a training step takes about {gib(needed)}{beside}" + (
-        f", with {given_up} (model.memory: {method.memory})" if given_up else ""
-    )
+    return f"{type(method).__name__}: a training step takes about {gib(needed)}{beside}{with_it}"
 
 
 class StepMemory(Callback):
@@ -181,10 +194,4 @@ class StepMemory(Callback):
         free = free_bytes(device)
         if free is not None and device.type == "cuda":
             free += torch.cuda.memory_allocated(device)  # the weights and the batch are among what is needed
-        try:
-            say(plan(pl_module, batch, free, trainer.optimizers, trainer.precision_plugin.train_step_context))
-        except ConfigError:
-            raise
-        except Exception as error:  # a step of a user's own that reads values cannot be tried without them
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            say(f"{type(pl_module).__name__}: the memory of a training step is not known beforehand ({reason})")
+        say(plan(pl_module, batch, free, trainer.optimizers, trainer.precision_plugin.train_step_context))

@@ -23,6 +23,8 @@ class StoredModule(OptimizedModule):
     """A module that is stored in plain form and comes back with its optimizer; see BaseMethod."""
 
     _initialised: bool
+    #: False once it has been trained or restored; an evaluation initialises, and leaves it a beginner
+    _begins_anew: bool = True
     preprocessing: dict[str, Any] | None
 
     @classmethod
@@ -83,6 +85,8 @@ class StoredModule(OptimizedModule):
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Torch's; a method with restored weights is not initialised any more."""
+        if "initialise" not in self.__dict__.get("_running", ()):
+            self._begins_anew = False
         self._initialised = True
         return super().load_state_dict(*args, **kwargs)
 
@@ -105,7 +109,7 @@ class StoredModule(OptimizedModule):
                 f"ckpt_path: the checkpoint holds a {stored}, but the model is a {class_path(type(self))}; "
                 "give the configuration of the first or a checkpoint of the second"
             )
-        self._initialised = True
+        self._initialised, self._begins_anew = True, False
         preprocessing.restore(self, checkpoint)
         if (epoch := settle_epoch(checkpoint)) is not None:
             say(f"The checkpoint was saved in the middle of epoch {epoch}: epoch {epoch} starts again.")

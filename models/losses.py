@@ -1,5 +1,6 @@
 """The losses of the methods that give every pixel a class, by name, and weights that make up for rare classes."""
 
+from collections.abc import Sized
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from framework.data import spread
 from framework.distributed import say
 from framework.errors import ConfigError, few
-from framework.protocols import HasClassCounts, HasDatasets
+from framework.protocols import HasClassCounts, datasets_of
 
 #: names of `LOSSES`, joined by `+` or as a list
 Loss = str | list[str]
@@ -159,10 +160,10 @@ def balanced_weights(data: Any, num_classes: int, images: int = 256) -> Tensor:
     Raises:
         ConfigError: neither is there, or no pixel has a label.
     """
+    dataset: Any = datasets_of(data).get("train")
     if isinstance(data, HasClassCounts):
         counts = np.asarray(data.class_counts(), np.float64)
-    elif isinstance(data, HasDatasets) and "train" in data.datasets:
-        dataset: Any = data.datasets["train"]
+    elif isinstance(dataset, Sized):
         counts = np.zeros(num_classes)
         for i in spread(len(dataset), images):
             counts += np.bincount(dataset[i]["mask"].numpy().ravel(), minlength=num_classes)[:num_classes]

@@ -11,16 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger, csv_logs
 from lightning.pytorch.loggers.tensorboard import TensorBoardLogger
+from torch.utils.data import DataLoader, IterableDataset
 
+from callbacks import BestCheckpoint, LastCheckpoint
 from framework.checkpoints import WholeCheckpoints, check_whole, load_checkpoint
 from framework.commands.precedence import layer_arguments
 from framework.commands.run_folder import LastingCSVLogger, claimed_version, devices_of_torchrun
 from framework.errors import CheckpointError, ConfigError
 from framework.outputs import optional_output, optional_threads
+from tests.helpers.small import Points
 from tests.test_contracts import Line, PointsData, quiet
 
 OLD = Path(__file__).parent / "data" / "before_the_move"
@@ -165,6 +168,63 @@ def test_best_is_the_best_of_all_resumptions(tmp_path, monkeypatch, where, figur
     assert Path(callbacks[0].best_model_path) == last.with_name("best.ckpt")
     assert load_checkpoint(last.with_name("best.ckpt"))["epoch"] == epoch
     assert sorted(p.name for p in last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+class Climbs(Scripted):
+    """Whose loss in training is written down for every epoch."""
+
+    def step(self, batch, split):
+        loss = Line.step(self, batch, split)["loss"]
+        return {"loss": loss * 0 + self.figures_of_epochs[self.current_epoch]}
+
+
+class WithoutValidation(PointsData):
+    def configure_dataset(self, split):
+        return super().configure_dataset(split) if split == "train" else []
+
+
+@pytest.mark.parametrize("kind", [PointsData, WithoutValidation])
+def test_best_of_a_run_without_validation_is_the_best_of_all_resumptions(tmp_path, monkeypatch, kind) -> None:
+    monkeypatch.setattr(Climbs, "figures_of_epochs", (5.0, 2.0, 4.0, 3.0))
+    last = None
+    for until in (2, 4):
+        best = BestCheckpoint()
+        words = {"limit_val_batches": 0} if kind is PointsData else {}
+        trainer = quiet(tmp_path, max_epochs=until, callbacks=[best, LastCheckpoint()], **words)
+        trainer.fit(Climbs(), kind(batch_size=4), ckpt_path=last)
+        last = tmp_path / "checkpoints" / "last.ckpt"
+        assert (best.monitor, float(best.best_model_score)) == ("train/loss", 2.0)
+        assert load_checkpoint(last.with_name("best.ckpt"))["epoch"] == 1
+    # with a validation it chooses by what it was asked for
+    trainer.limit_val_batches, trainer.fit_loop.max_epochs = 1.0, 5
+    monkeypatch.setattr(Climbs, "figures_of_epochs", (9.0,) * 5)
+    trainer.fit(Climbs(), PointsData(batch_size=4))
+    assert (best.monitor, float(best.best_model_score)) == ("val/loss", 9.0)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([Points(4)[i] for i in range(4)])
+
+
+@pytest.mark.parametrize("datasets", [[1, 2], {"val": Stream()}, None], ids=["list", "no length", "None"])
+def test_a_users_data_module_may_keep_anything_as_its_datasets(tmp_path, datasets) -> None:
+    class Own(LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(Stream(), batch_size=2)
+
+        val_dataloader = train_dataloader
+
+    data, best = Own(), BestCheckpoint()
+    data.datasets = datasets
+    quiet(tmp_path, max_epochs=1, callbacks=[best]).fit(Returning(), data)
+    assert best.monitor == "val/loss"
+    assert best.best_model_path
+
+
+class Returning(Line):
+    def initialise(self, data) -> None:
+        pass
 
 
 def test_a_checkpoint_names_no_file_that_is_copied_or_removed(tmp_path) -> None:

@@ -1,11 +1,13 @@
 """What a training step takes is known before it is run, equals what is measured, and decides what is given up."""
 
 import copy
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader
 
 from benchmarks.device.methods import finola, korigins, pictures, prepared, segmentation
 from framework import step_memory
@@ -13,6 +15,7 @@ from framework.errors import ConfigError
 from framework.memory import SHARE
 from framework.step_memory import Peak, activation_bytes, plan, weight_bytes
 from tests.helpers.methods import method_and_data
+from tests.helpers.small import Line, Points, PointsData, quiet
 from tests.models.loe_tools import make_model
 
 METHODS = ["korigins", "korigins, normalised", "kmunet", "master_key", "finola", "masked_finola, element"]
@@ -142,3 +145,47 @@ def test_lean_is_done_on_a_cpu_too_and_said(tmp_path: Any, capsys: pytest.Captur
 
 def test_levels_of_experts_looks_after_its_own_memory() -> None:
     assert make_model().plans_memory is False
+
+
+class Told(Line):
+    """A line that says whether it has been asked to save memory."""
+
+    asked = 0
+
+    def save_memory(self) -> str:
+        self.asked += 1
+        return "less"
+
+
+class ReadsValues(Told):
+    def step(self, batch, split):
+        outputs = super().step(batch, split)
+        outputs["loss"].item()
+        return outputs
+
+
+class LossAlone(Told):
+    def step(self, batch, split):
+        return super().step(batch, split)["loss"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Told, "Told: a training step takes about .*, with less .model.memory: lean."),
+        (LossAlone, "LossAlone: a training step takes about .*, with less .model.memory: lean."),
+        (ReadsValues, "ReadsValues: the memory .* is not known beforehand .*, with less .model.memory: lean."),
+    ],
+)
+def test_lean_is_done_whatever_the_step_does(tmp_path: Any, capsys: Any, kind: type[Told], said: str) -> None:
+    method = kind(memory="lean")
+    quiet(tmp_path, max_epochs=1, enable_checkpointing=False).fit(method, PointsData(batch_size=5))
+    assert method.asked == 1
+    assert re.search(said, capsys.readouterr().out)
+
+
+def test_a_step_that_cannot_be_tried_gives_nothing_up_by_itself() -> None:
+    method = ReadsValues()
+    said = plan(method, next(iter(DataLoader(Points(4), batch_size=4))), 1)
+    assert "ReadsValues: the memory of a training step is not known beforehand" in said
+    assert method.asked == 0

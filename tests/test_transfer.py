@@ -1,5 +1,6 @@
 """Fine-tuning: what fits of a checkpoint is taken over and said; a plain U-Net becomes splines of its function."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,17 @@ from lightning.pytorch import LightningModule, Trainer
 from framework.errors import CheckpointError, ConfigError
 from framework.nn import KOrigins, spline_layers
 from framework.transfer import take_over
-from models import KMUNet, KOriginsSegmentation
-from tests.helpers.methods import NoiseData
+from models import KMUNet, KOriginsSegmentation, MasterKeyClassifier
+from tests.helpers.methods import ATTO, NoiseData
 from tests.helpers.small import quiet
 
 STILL: Any = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0}}
 
 
-def trained(model: LightningModule, folder: Path, channels: int = 1) -> Path:
+def trained(model: LightningModule, folder: Path, channels: int = 1, side: int = 16) -> Path:
     """A checkpoint after an epoch."""
     trainer = quiet(folder, max_epochs=1, enable_checkpointing=False, limit_val_batches=0)
-    trainer.fit(model, NoiseData(channels, 16))
+    trainer.fit(model, NoiseData(channels, side))
     trainer.save_checkpoint(folder / "first.ckpt")
     return folder / "first.ckpt"
 
@@ -192,3 +193,25 @@ def test_a_trainer_without_the_command_line_takes_them_too(tmp_path: Path) -> No
     trainer.fit(model, NoiseData(1, 16))
     stored = torch.load(path, weights_only=True)["state_dict"]
     assert all(torch.equal(p, stored[name]) for name, p in model.named_parameters())
+
+
+def test_an_evaluation_before_the_fit_takes_nothing_away(tmp_path: Path) -> None:
+    make = functools.partial(MasterKeyClassifier, **ATTO, optimizer=STILL)
+    path = trained(make(), tmp_path, 3, 32)
+    stored = torch.load(path, weights_only=True)["state_dict"]
+    for verbs in (["fit"], ["validate", "fit"], ["test", "predict", "fit"]):
+        model, data = make(), NoiseData(3, 32)
+        model.initial_weights = str(path)
+        for verb in verbs:
+            getattr(quiet(tmp_path, max_epochs=1, enable_checkpointing=False), verb)(model, data)
+        assert all(torch.equal(p, stored[name]) for name, p in model.named_parameters())
+    # what has been trained or loaded since then stays
+    for value, restored in ((1.0, False), (2.0, True)):
+        with torch.no_grad():
+            [p.fill_(value) for p in model.parameters()]
+        if restored:
+            model, state = make(), model.state_dict()
+            model.initial_weights = str(path)
+            model.load_state_dict(state)
+        quiet(tmp_path, max_epochs=1, enable_checkpointing=False).fit(model, data)
+        assert all((p == value).all() for p in model.parameters())

@@ -1,6 +1,6 @@
 """K-Origins: segmentation of raw 16-bit images with trainable intensity origins (arXiv 2409.02281)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -21,7 +21,7 @@ from framework.method import Batch, Split
 from framework.metrics import BatchForegroundIoU, ForegroundIoU
 from framework.nn import gaussian_mixture_statistics, multi_otsu_statistics, origins_from_statistics
 from framework.nn.padding import in_strides
-from framework.protocols import HasClassStatistics, HasDatasets, HasPreprocessing
+from framework.protocols import HasClassStatistics, HasPreprocessing, datasets_of
 from models.korigins.inference import forms
 from models.korigins.network import EncoderOptions, KOriginsUNet, Widened
 from models.segmentation import check_images
@@ -209,9 +209,12 @@ class KOriginsSegmentation(SegmentationMethod):
 
     def _training_intensities(self, images: int = 16) -> np.ndarray:
         """(pixels, N) raw intensities of training images from all over the split."""
-        dataset: Any = self.data.datasets.get("train") if isinstance(self.data, HasDatasets) else None
-        if dataset is None:
-            raise ConfigError("model: initialisation from data needs a data module with a train dataset")
+        dataset: Any = datasets_of(self.data).get("train")
+        if not isinstance(dataset, Sized):
+            raise ConfigError(
+                "model: initialisation from data expected a data module with a train dataset that has a length, got "
+                f"{type(self.data if dataset is None else dataset).__name__}; give model.class_mean and class_std"
+            )
         pixels = [dataset[i]["image"].flatten(1).T.double().numpy() for i in spread(len(dataset), images)]
         return np.concatenate(pixels)
 

@@ -1,5 +1,6 @@
 """Levels-of-Experts as it is deployed: all pictures of a run as one function of (picture, position)."""
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -145,7 +146,10 @@ def forms(method: "LevelsOfExperts") -> list[InferenceForm]:
     names, sizes = method.names, method.sizes
     if not names:
         raise ConfigError("export: the method holds no pictures yet; fit it, or load a checkpoint")
-    stack = cast(LevelsOfExpertsNetwork, method.best if method.weights == "best" else method.network)
+    stack = copy.deepcopy(cast(LevelsOfExpertsNetwork, method.network))
+    with torch.no_grad():
+        for name, parameter in (method.best_parameters() if method.weights == "best" else {}).items():
+            stack.get_parameter(name).copy_(parameter)
     maps = None if method.segmentation_maps is None else upright_maps(method.segmentation_maps, sizes)
     one_hot = method.classes if method.class_input else None
     function = PictureFunction(stack, method.experts, method.offsets, maps, sizes, one_hot)

@@ -240,6 +240,7 @@ class LevelsOfExperts(NetworkPerImage):
 
     def unaveraged_loaded(self) -> None:
         """Rows sorted by other class maps are forgotten."""
+        super().unaveraged_loaded()
         self._rows.forget()
 
     # ------------------------------------------------------------------ results

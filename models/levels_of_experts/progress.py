@@ -1,7 +1,12 @@
 """What is kept of every image: its learning rate, its plateau, its divergence, its best evaluation."""
 
+import warnings
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from framework.errors import few
 
 #: (images,) tensors by name; all go into checkpoints
 Progress = dict[str, Tensor]
@@ -29,6 +34,31 @@ def note_best(progress: Progress, psnr: Tensor, step: int) -> Tensor:
     progress["best_psnr"][better] = psnr[better]
     progress["best_step"][better] = step
     return better
+
+
+def best_or_last(best: nn.Module, last: nn.Module, best_psnr: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """Parameters of a stack of best networks; the last ones of images that were never evaluated, and a warning.
+
+    Args:
+        best: a stack, whose tensors' first axis is the image.
+        last: another of the same form.
+        best_psnr: (images,) float64 dB as in `Progress`; empty: all have been evaluated.
+        names: of the images.
+    """
+    parameters = dict(best.named_parameters())
+    never = best_psnr.isneginf()
+    if not never.any():
+        return parameters
+    untried = [name for name, is_so in zip(names, never.tolist(), strict=True) if is_so]
+    warnings.warn(
+        f"model.weights: best, but no validation in fit has chosen any of {few(untried)}; the last weights are used",
+        stacklevel=2,
+    )
+    present = dict(last.named_parameters())
+    return {
+        name: torch.where(never.to(p.device).view(-1, *[1] * (p.dim() - 1)), present[name], p)
+        for name, p in parameters.items()
+    }
 
 
 def note_epoch(progress: Progress, losses: Tensor, patience: int, factor: float) -> None:

@@ -22,7 +22,7 @@ from framework.metrics import ImagePSNR
 from framework.protocols import HasImages
 from models.levels_of_experts.images import Images, map_image_rows
 from models.levels_of_experts.per_image import PerImage
-from models.levels_of_experts.progress import Progress, fresh_progress
+from models.levels_of_experts.progress import Progress, best_or_last, fresh_progress
 from models.levels_of_experts.state import UnaveragedState
 
 
@@ -36,7 +36,8 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
         plateau_patience: epochs without a new lowest loss after which an image's learning rate is multiplied by
             `plateau_factor`, image by image; None: never.
         plateau_factor: see `plateau_patience`.
-        weights: what validate, test and predict use: the `last` iterate, or every image's `best` evaluated one.
+        weights: what validate, test and predict use: the `last` iterate, or every image's `best` evaluated one (its
+            last where the fit evaluated none).
         **training: the arguments of BaseMethod; the optimizer must act element by element (Adam, AdamW, SGD), or the
             images would influence each other.
 
@@ -71,6 +72,7 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
         self.progress: Progress = {}
         self.history: list[tuple[int, list[float]]] = []
         self._total: Tensor | None = None
+        self._best_given = self._progress_restored = False
 
     def build_networks(self, names: Sequence[str]) -> nn.Module:
         """A stack of fresh networks, whose tensors' first axis is the image, for images of these names."""
@@ -152,6 +154,7 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
                 f"trainer.devices: {images.world_size} processes for {len(names)} images; give fewer processes"
             )
         whole = {k: v for k, v in self.state_dict().items() if k.startswith(("network.", "best."))}
+        given = self._best_given
         self.images = images
         self.network = self.build_networks(images.own_names)
         self.keep_unaveraged("best", self.build_networks(images.own_names).requires_grad_(False))
@@ -162,15 +165,26 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
         leave_to_ranks(self, [n for n, _ in self.named_parameters()])
         if is_distributed():
             self.anchor = nn.Parameter(torch.zeros((), device=self.device))  # DDP refuses a module without parameters
-        self.progress = fresh_progress(len(images.own_names))
+        self._best_given = given
+        known = {name: images.own(rows).clone() for name, rows in self.progress.items()} if whole else {}
+        self.progress = known or fresh_progress(len(images.own_names))
 
     def call_networks(self, networks: list[int] | None, *inputs: Any) -> Tensor:
         """The stack on its inputs, whose first axis is the image; of it only those rows, where they are given."""
         stack = self.best if self._uses_best() else self.network
-        parameters = dict(stack.named_parameters())
+        parameters = self.best_parameters() if self._uses_best() else dict(stack.named_parameters())
         if networks is None or networks == list(range(len(next(iter(parameters.values()))))):
-            return stack(*inputs)
+            return functional_call(stack, parameters, inputs) if self._uses_best() else stack(*inputs)
         return functional_call(stack, {name: p[networks] for name, p in parameters.items()}, inputs)
+
+    def best_parameters(self) -> dict[str, Tensor]:
+        """Every image's best weights by name; its last, and a warning, where no validation of a fit has chosen any."""
+        unknown = torch.zeros(0) if self._best_given else self.progress["best_psnr"]
+        return best_or_last(self.best, self.network, unknown, self.images.own_names)
+
+    def unaveraged_loaded(self) -> None:
+        """A state without the progress of a checkpoint does not say what was evaluated; its best weights hold."""
+        self._best_given, self._progress_restored = not self._progress_restored, False
 
     def _uses_best(self) -> bool:
         fitting = self.attached_trainer is not None and self.attached_trainer.state.fn == "fit"
@@ -265,3 +279,4 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
                 state["anchor"] = self.anchor.detach()
         self.progress = {name: self.images.own(rows).clone() for name, rows in stored["progress"].items()}
         self.history = [(step, list(values)) for step, values in stored["history"]]
+        self._progress_restored = True

@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,48 @@ def test_averaging_on_two_processes_is_that_of_one_and_resumes(pictures: Path, t
             assert a[part].keys() == b[part].keys()
             for key, value in a[part].items():
                 torch.testing.assert_close(value, b[part][key], rtol=0, atol=1e-6, msg=f"{part} {key}")
+
+
+def test_without_a_validation_best_weights_are_the_last_and_it_is_said(pictures: Path, tmp_path: Path) -> None:
+    data = KodakDataModule(root=str(pictures), images="*.png", steps_per_epoch=3)
+    figures = []
+    for weights in ("last", "best"):
+        model = make_model(lr=2e-2, weights=weights)
+        trainer = fit(model, pictures, steps=3, limit_val_batches=0)
+        trainer.save_checkpoint(tmp_path / f"{weights}.ckpt")
+        loaded = LevelsOfExperts.load_from_checkpoint(tmp_path / f"{weights}.ckpt")
+        for one in (model, loaded):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                tests = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path,
+                                callbacks=[SegmentationMaps()]).test(one, data, verbose=False)  # fmt: skip
+            said = {str(w.message) for w in caught if "model.weights" in str(w.message)}
+            few = "model.weights: best, but no validation in fit has chosen any of one, three, two; "
+            assert said == ({few + "the last weights are used"} if weights == "best" else set())
+            figures.append(tests[0]["test/psnr"])
+    assert figures == pytest.approx([figures[0]] * 4)
+
+
+def test_only_images_without_an_evaluation_are_their_last_and_a_plain_state_holds(pictures: Path) -> None:
+    model = make_model(lr=2e-2, weights="best")
+    fit(model, pictures, steps=3)
+    best = {name: p.clone() for name, p in model.best.named_parameters()}
+    with torch.no_grad():
+        [p.add_(1) for p in model.network.parameters()]
+    assert all(torch.equal(p, best[name]) for name, p in model.best_parameters().items())
+    model.progress["best_psnr"][1] = -torch.inf
+    with pytest.warns(UserWarning, match="has chosen any of three; the last"):
+        chosen = model.best_parameters()
+    last = dict(model.network.named_parameters())
+    for name, parameter in chosen.items():
+        expected = [best[name][0], last[name][1], best[name][2]]
+        assert torch.equal(parameter, torch.stack(expected))
+    other = make_model(weights="best")
+    other.configure_images(model.names, model.sizes)
+    other.load_state_dict(model.state_dict())
+    assert all(torch.equal(p, best[name]) for name, p in other.best_parameters().items())
+    with pytest.warns(UserWarning, match="has chosen any of three; the last"):
+        form = model.inference_forms()[0]
+    weight = form.module.weights[-1]  # type: ignore[attr-defined]
+    name = next(n for n, p in last.items() if p is model.network.last.weight)
+    assert torch.equal(weight, chosen[name])
