@@ -1,7 +1,7 @@
 """The losses of the methods that give every pixel a class, by name, and weights that make up for rare classes."""
 
 from collections.abc import Sized
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -160,13 +160,13 @@ def balanced_weights(data: Any, num_classes: int, images: int = 256) -> Tensor:
     Raises:
         ConfigError: neither is there, or no pixel has a label.
     """
-    dataset: Any = datasets_of(data).get("train")
+    dataset = datasets_of(data).get("train")
     if isinstance(data, HasClassCounts):
         counts = np.asarray(data.class_counts(), np.float64)
     elif isinstance(dataset, Sized):
         counts = np.zeros(num_classes)
         for i in spread(len(dataset), images):
-            counts += np.bincount(dataset[i]["mask"].numpy().ravel(), minlength=num_classes)[:num_classes]
+            counts += np.bincount(cast(Any, dataset)[i]["mask"].numpy().ravel(), minlength=num_classes)[:num_classes]
     else:
         raise ConfigError(
             f"model.class_weights: balanced needs a data module with class_counts() or a train dataset, got "

@@ -216,7 +216,7 @@ def test_a_users_data_module_may_keep_anything_as_its_datasets(tmp_path, dataset
         val_dataloader = train_dataloader
 
     data, best = Own(), BestCheckpoint()
-    data.datasets = datasets
+    data.datasets = datasets  # type: ignore[attr-defined]
     quiet(tmp_path, max_epochs=1, callbacks=[best]).fit(Returning(), data)
     assert best.monitor == "val/loss"
     assert best.best_model_path

@@ -209,13 +209,14 @@ class KOriginsSegmentation(SegmentationMethod):
 
     def _training_intensities(self, images: int = 16) -> np.ndarray:
         """(pixels, N) raw intensities of training images from all over the split."""
-        dataset: Any = datasets_of(self.data).get("train")
+        dataset = datasets_of(self.data).get("train")
         if not isinstance(dataset, Sized):
             raise ConfigError(
                 "model: initialisation from data expected a data module with a train dataset that has a length, got "
                 f"{type(self.data if dataset is None else dataset).__name__}; give model.class_mean and class_std"
             )
-        pixels = [dataset[i]["image"].flatten(1).T.double().numpy() for i in spread(len(dataset), images)]
+        samples = cast(Any, dataset)
+        pixels = [samples[i]["image"].flatten(1).T.double().numpy() for i in spread(len(dataset), images)]
         return np.concatenate(pixels)
 
     def _set_first_bias(self) -> None:

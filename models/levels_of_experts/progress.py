@@ -45,7 +45,7 @@ def best_or_last(best: nn.Module, last: nn.Module, best_psnr: Tensor, names: Seq
         best_psnr: (images,) float64 dB as in `Progress`; empty: all have been evaluated.
         names: of the images.
     """
-    parameters = dict(best.named_parameters())
+    parameters: dict[str, Tensor] = dict(best.named_parameters())
     never = best_psnr.isneginf()
     if not never.any():
         return parameters

@@ -172,7 +172,8 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
     def call_networks(self, networks: list[int] | None, *inputs: Any) -> Tensor:
         """The stack on its inputs, whose first axis is the image; of it only those rows, where they are given."""
         stack = self.best if self._uses_best() else self.network
-        parameters = self.best_parameters() if self._uses_best() else dict(stack.named_parameters())
+        present: dict[str, Tensor] = dict(stack.named_parameters())
+        parameters = self.best_parameters() if self._uses_best() else present
         if networks is None or networks == list(range(len(next(iter(parameters.values()))))):
             return functional_call(stack, parameters, inputs) if self._uses_best() else stack(*inputs)
         return functional_call(stack, {name: p[networks] for name, p in parameters.items()}, inputs)
