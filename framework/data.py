@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from framework.distributed import EpochSampler, UnpaddedDistributedSampler, ranks_of
 from framework.errors import ConfigError
+from framework.protocols import datasets_of
 
 
 class BaseDataModule(LightningDataModule):
@@ -152,6 +153,12 @@ class BaseDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def training_set(data: Any) -> Any:
+    """The training dataset of a data module, if it can be looked into by number; None where there is none."""
+    dataset = datasets_of(data).get("train")
+    return dataset if isinstance(dataset, Sized) else None
 
 
 def spread(length: int, count: int, labels: Sequence[int] | None = None) -> list[int]:

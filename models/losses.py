@@ -1,17 +1,16 @@
 """The losses of the methods that give every pixel a class, by name, and weights that make up for rare classes."""
 
-from collections.abc import Sized
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework.data import spread
+from framework.data import spread, training_set
 from framework.distributed import say
 from framework.errors import ConfigError, few
-from framework.protocols import HasClassCounts, datasets_of
+from framework.protocols import HasClassCounts
 
 #: names of `LOSSES`, joined by `+` or as a list
 Loss = str | list[str]
@@ -160,13 +159,12 @@ def balanced_weights(data: Any, num_classes: int, images: int = 256) -> Tensor:
     Raises:
         ConfigError: neither is there, or no pixel has a label.
     """
-    dataset = datasets_of(data).get("train")
     if isinstance(data, HasClassCounts):
         counts = np.asarray(data.class_counts(), np.float64)
-    elif isinstance(dataset, Sized):
+    elif (dataset := training_set(data)) is not None:
         counts = np.zeros(num_classes)
         for i in spread(len(dataset), images):
-            counts += np.bincount(cast(Any, dataset)[i]["mask"].numpy().ravel(), minlength=num_classes)[:num_classes]
+            counts += np.bincount(dataset[i]["mask"].numpy().ravel(), minlength=num_classes)[:num_classes]
     else:
         raise ConfigError(
             f"model.class_weights: balanced needs a data module with class_counts() or a train dataset, got "

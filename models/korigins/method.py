@@ -1,6 +1,6 @@
 """K-Origins: segmentation of raw 16-bit images with trainable intensity origins (arXiv 2409.02281)."""
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from framework.data import spread
+from framework.data import spread, training_set
 from framework.distributed import ranks_of
 from framework.errors import ConfigError, FrameworkError
 from framework.figures import separability
@@ -21,7 +21,7 @@ from framework.method import Batch, Split
 from framework.metrics import BatchForegroundIoU, ForegroundIoU
 from framework.nn import gaussian_mixture_statistics, multi_otsu_statistics, origins_from_statistics
 from framework.nn.padding import in_strides
-from framework.protocols import HasClassStatistics, HasPreprocessing, datasets_of
+from framework.protocols import HasClassStatistics, HasPreprocessing
 from models.korigins.inference import forms
 from models.korigins.network import EncoderOptions, KOriginsUNet, Widened
 from models.segmentation import check_images
@@ -209,14 +209,10 @@ class KOriginsSegmentation(SegmentationMethod):
 
     def _training_intensities(self, images: int = 16) -> np.ndarray:
         """(pixels, N) raw intensities of training images from all over the split."""
-        dataset = datasets_of(self.data).get("train")
-        if not isinstance(dataset, Sized):
-            raise ConfigError(
-                "model: initialisation from data expected a data module with a train dataset that has a length, got "
-                f"{type(self.data if dataset is None else dataset).__name__}; give model.class_mean and class_std"
-            )
-        samples = cast(Any, dataset)
-        pixels = [samples[i]["image"].flatten(1).T.double().numpy() for i in spread(len(dataset), images)]
+        dataset = training_set(self.data)
+        if dataset is None:
+            raise ConfigError("model: initialisation from data needs a data module with a train dataset of some length")
+        pixels = [dataset[i]["image"].flatten(1).T.double().numpy() for i in spread(len(dataset), images)]
         return np.concatenate(pixels)
 
     def _set_first_bias(self) -> None:

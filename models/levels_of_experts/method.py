@@ -113,8 +113,7 @@ class LevelsOfExperts(NetworkPerImage):
         self.rows_at_once, self.scale, self._pass = rows_at_once, scale, RowsOfAPass(rows_at_once)
         self.network_arguments: dict[str, Any] = {"width": width, "w0": w0, "bias": bias, "seed": seed}
         self.keep_unaveraged("segmentation_maps", None)
-        self._moved: LastOf[Batch] = LastOf()
-        self._rows: LastOf[Rows] = LastOf()
+        self._moved, self._rows = LastOf[Batch](), LastOf[Rows]()
 
     def build_networks(self, names: Sequence[str]) -> nn.Module:
         """One network for each name, drawn from (seed, name)."""

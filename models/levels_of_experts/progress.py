@@ -36,18 +36,17 @@ def note_best(progress: Progress, psnr: Tensor, step: int) -> Tensor:
     return better
 
 
-def best_or_last(best: nn.Module, last: nn.Module, best_psnr: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+def best_or_last(best: nn.Module, last: nn.Module, best_psnr: Tensor | None, names: Sequence[str]) -> dict[str, Tensor]:
     """Parameters of a stack of best networks; the last ones of images that were never evaluated, and a warning.
 
     Args:
         best: a stack, whose tensors' first axis is the image.
         last: another of the same form.
-        best_psnr: (images,) float64 dB as in `Progress`; empty: all have been evaluated.
+        best_psnr: (images,) float64 dB as in `Progress`; None: all have been evaluated.
         names: of the images.
     """
     parameters: dict[str, Tensor] = dict(best.named_parameters())
-    never = best_psnr.isneginf()
-    if not never.any():
+    if best_psnr is None or not (never := best_psnr.isneginf()).any():
         return parameters
     untried = [name for name, is_so in zip(names, never.tolist(), strict=True) if is_so]
     warnings.warn(

@@ -36,8 +36,7 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
         plateau_patience: epochs without a new lowest loss after which an image's learning rate is multiplied by
             `plateau_factor`, image by image; None: never.
         plateau_factor: see `plateau_patience`.
-        weights: what validate, test and predict use: the `last` iterate, or every image's `best` evaluated one (its
-            last where the fit evaluated none).
+        weights: what validate, test and predict use: the `last` iterate, or every image's `best` evaluated one.
         **training: the arguments of BaseMethod; the optimizer must act element by element (Adam, AdamW, SGD), or the
             images would influence each other.
 
@@ -101,9 +100,6 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
         """[height, width] of all images."""
         return self.images.sizes
 
-    def _own(self, values: Any) -> Any:
-        return self.images.own(values)
-
     def adapt(self, data: LightningDataModule | None) -> None:
         """Builds one network per image of the data module, and sees to it that images are treated one by one.
 
@@ -154,34 +150,33 @@ class NetworkPerImage(UnaveragedState, BaseMethod):
                 f"trainer.devices: {images.world_size} processes for {len(names)} images; give fewer processes"
             )
         whole = {k: v for k, v in self.state_dict().items() if k.startswith(("network.", "best."))}
-        given = self._best_given
         self.images = images
         self.network = self.build_networks(images.own_names)
         self.keep_unaveraged("best", self.build_networks(images.own_names).requires_grad_(False))
         if whole:
+            self._progress_restored = not self._best_given  # what is known of them stays
             nn.Module.load_state_dict(self, {k: images.own(v) for k, v in whole.items()}, strict=False)
         self.network.to(self.device), self.best.to(self.device)
         # What ranks own must be neither averaged nor made equal.
         leave_to_ranks(self, [n for n, _ in self.named_parameters()])
         if is_distributed():
             self.anchor = nn.Parameter(torch.zeros((), device=self.device))  # DDP refuses a module without parameters
-        self._best_given = given
         known = {name: images.own(rows).clone() for name, rows in self.progress.items()} if whole else {}
         self.progress = known or fresh_progress(len(images.own_names))
 
     def call_networks(self, networks: list[int] | None, *inputs: Any) -> Tensor:
         """The stack on its inputs, whose first axis is the image; of it only those rows, where they are given."""
-        stack = self.best if self._uses_best() else self.network
-        present: dict[str, Tensor] = dict(stack.named_parameters())
-        parameters = self.best_parameters() if self._uses_best() else present
+        best = self._uses_best()
+        stack = self.best if best else self.network
+        parameters: dict[str, Tensor] = self.best_parameters() if best else {**dict(stack.named_parameters())}
         if networks is None or networks == list(range(len(next(iter(parameters.values()))))):
-            return functional_call(stack, parameters, inputs) if self._uses_best() else stack(*inputs)
+            return functional_call(stack, parameters, inputs) if best else stack(*inputs)
         return functional_call(stack, {name: p[networks] for name, p in parameters.items()}, inputs)
 
     def best_parameters(self) -> dict[str, Tensor]:
         """Every image's best weights by name; its last, and a warning, where no validation of a fit has chosen any."""
-        unknown = torch.zeros(0) if self._best_given else self.progress["best_psnr"]
-        return best_or_last(self.best, self.network, unknown, self.images.own_names)
+        figures = None if self._best_given else self.progress["best_psnr"]
+        return best_or_last(self.best, self.network, figures, self.images.own_names)
 
     def unaveraged_loaded(self) -> None:
         """A state without the progress of a checkpoint does not say what was evaluated; its best weights hold."""

@@ -97,7 +97,7 @@ class WithAPoisonedImage(LevelsOfExperts):
         return self
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        own = self._own(self.names)
+        own = self.images.own(self.names)
         if self.global_step == 12 and self.victim in own:
             row = own.index(self.victim)
             if self.kind == "nan":
