@@ -73,7 +73,8 @@ class PredictionWriter(BasePredictionWriter):
 
     def _plan(self, module: LightningModule) -> dict[str, Any]:
         weights = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
-        kept = {"probabilities": self.probabilities, "tile": getattr(module, "tile", None)}
+        kept: dict[str, Any] = {"probabilities": self.probabilities, "overlays": self.overlays}
+        kept["tile"] = getattr(module, "tile", None)
         return {"method": type(module).__name__, "weights": checksum(weights), **kept}
 
     def write_on_batch_end(

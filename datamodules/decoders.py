@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.picture import Picture
+from datamodules.pillow import clear_in_png, opened
 from framework.errors import DataError, few
 
 _MICROMETRES = {
@@ -65,6 +66,7 @@ def _tiff(path: Path) -> Picture:
             decode=_tiff_decoder(path, turned, kind == "SEPARATED"),
             colour=colour,
             alpha=alpha,
+            premultiplied=alpha and int(page.extrasamples[-1]) == 1,
             palette=_tiff_palette(page) if kind == "PALETTE" else None,
             white_is_zero=kind == "MINISWHITE",
             pixel_size=_tiff_pixel_size(file, page),
@@ -203,19 +205,20 @@ def _zarr(path: Path) -> Picture:
         if sizes.get("y") and sizes.get("x"):
             pixel_size = sizes["y"], sizes["x"]
 
-    dtype = np.dtype(array.dtype)
+    dtype = np.dtype(array.dtype).newbyteorder("=")  # the order of the bytes says nothing of the numbers
     return Picture(
-        path, tuple(array.shape), axes, dtype, _bits(dtype), lambda: np.asarray(array[...]), pixel_size=pixel_size,
-        window=lambda where: np.asarray(array[where]),
+        path, tuple(array.shape), axes, dtype, _bits(dtype), lambda: np.asarray(array[...], dtype),
+        pixel_size=pixel_size, window=lambda where: np.asarray(array[where], dtype),
     )  # fmt: skip
 
 
 def _npy(path: Path) -> Picture:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    axes = "YX" if array.ndim == 2 else "Q" * array.ndim
+    axes, dtype = "YX" if array.ndim == 2 else "Q" * array.ndim, array.dtype.newbyteorder("=")
     return Picture(
-        path, array.shape, axes, array.dtype, _bits(array.dtype), lambda: np.load(path, allow_pickle=False),
-        window=lambda where: np.array(np.load(path, mmap_mode="r", allow_pickle=False)[where]),
+        path, array.shape, axes, dtype, _bits(dtype),
+        lambda: np.load(path, allow_pickle=False).astype(dtype, copy=False),
+        window=lambda where: np.array(np.load(path, mmap_mode="r", allow_pickle=False)[where], dtype),
     )  # fmt: skip
 
 
@@ -244,7 +247,7 @@ def _pnm(path: Path) -> Picture:
         return values.reshape(shape).astype(dtype)
 
     return Picture(
-        path, shape, "YXS"[: len(shape)], dtype, highest.bit_length(), decode, colour=samples == 3
+        path, shape, "YXS"[: len(shape)], dtype, highest.bit_length(), decode, colour=samples == 3, maxval=highest
     )  # fmt: skip
 
 
@@ -265,12 +268,13 @@ def _deep_png(path: Path, head: bytes) -> Picture:
         return pixels
 
     return Picture(
-        path, shape, "YXS"[: len(shape)], np.dtype(np.uint16), 16, decode, colour=samples > 2, alpha=samples in (2, 4)
+        path, shape, "YXS"[: len(shape)], np.dtype(np.uint16), 16, decode, colour=samples > 2, alpha=samples in (2, 4),
+        clear=clear_in_png(path, samples) if samples in (1, 3) else None,
     )  # fmt: skip
 
 
 def _pillow(path: Path, head: bytes) -> Picture:
-    with Image.open(path) as file:
+    with opened(path) as file:
         mode, (width, height) = file.mode, file.size
         frames = getattr(file, "n_frames", 1)
         if frames > 1 and file.format in ("PNG", "WEBP"):
@@ -289,12 +293,13 @@ def _pillow(path: Path, head: bytes) -> Picture:
     shape, axes, turned = _turned_header(shape, axes, turn)
 
     def decode() -> np.ndarray:
-        with Image.open(path) as file:
+        with opened(path) as file:
             pixels = np.asarray(file.convert(into) if into != mode else file)
         return turned(pixels if step == 1 else pixels // step)
 
     return Picture(
-        path, shape, axes, np.dtype(dtype), stored, decode, colour=samples > 2, alpha=samples in (2, 4), palette=palette
+        path, shape, axes, np.dtype(dtype), stored, decode, colour=samples > 2, alpha=samples in (2, 4),
+        palette=palette, clear=clear_in_png(path, samples) if is_png and mode in ("1", "L", "RGB") else None,
     )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """How long the shutter was open: a factor on the intensities of a picture, as its camera would have recorded it.
 
 Exposure is what happened to a picture, not how files become samples: it is no part of a checkpoint's preprocessing.
+With `data.downscale` it is the smaller picture that is exposed: the mean of a block is cut off at the largest number,
+not each of its pixels.
 """
 
 import math
@@ -63,13 +65,13 @@ def evaluation_exposure(factor: float) -> Exposure:
     return Exposure(float(factor), float(factor))
 
 
-def exposed(image: np.ndarray, factor: float, bits: int) -> np.ndarray:
-    """A picture as a camera of `bits` bits records it, open `factor` times as long; without noise of its own.
+def exposed(image: np.ndarray, factor: float, white: int) -> np.ndarray:
+    """A picture as a camera up to `white` records it, open `factor` times as long; without noise of its own.
 
     Args:
         image: (C, H, W) float32 raw intensities; it is left as it is.
         factor: above 0.
-        bits: of the picture's file, whose largest number nothing exceeds; 0: there is none.
+        white: the largest number of the picture's file, which nothing exceeds; 0: there is none.
 
     Returns:
         (C, H, W) float32; `image` itself where the factor is 1.
@@ -77,4 +79,4 @@ def exposed(image: np.ndarray, factor: float, bits: int) -> np.ndarray:
     if factor == 1:
         return image
     brighter = image * np.float32(factor)
-    return np.minimum(brighter, np.float32(2**bits - 1)) if bits else brighter
+    return np.minimum(brighter, np.float32(white)) if white else brighter

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 from torch.utils.data import Dataset
 
 from datamodules.leaks import warn_of_shared
-from datamodules.listing import ImageFiles, Listing, scan
+from datamodules.listing import ImageFiles, Listing, check_labels, scan
 from datamodules.on_device import FolderOnDevice
 from datamodules.tables import read_table
 from datamodules.transforms import EvalTransform, Finish, Interpolation, TrainTransform
@@ -129,6 +129,8 @@ class ImageFolderDataModule(FolderOnDevice):
         if name not in parts:
             raise DataError(f"data.root: {self.root} has no {split} part; there are {', '.join(parts)}")
         listing, positions = parts[name]
+        if split != "predict" and self.class_names:
+            check_labels(listing, f"the {name} part of {self.root}")
         if split == "train":
             return ImageFiles(listing, positions, self.train_transform, self.seed)
         aside = set(self._calibration_positions()[1]) if self._calibration_part() == name else ()

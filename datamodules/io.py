@@ -2,8 +2,10 @@
 
 What a picture's numbers mean is told by its file, never guessed from how many there are:
 
-- Depth: the file's own bits. As RGB of 8 bits, v of b bits becomes 255 v / (2^b - 1), rounded to the nearest.
-- Alpha: as RGB, transparent pixels lie on white, as a viewer shows them; as channels, alpha is left out.
+- Depth: the file's own bits. As RGB of 8 bits, v of b bits becomes 255 v / (2^b - 1), rounded to the nearest; a PNM's
+  white is the largest value that it names.
+- Alpha, or the one colour of a PNG that stands for it: as RGB, transparent pixels lie on white, as a viewer shows them;
+  as channels, alpha is left out. Colours that a TIFF says are multiplied by alpha are not multiplied again.
 - Palette: as RGB its colours; as a mask its indices.
 - CMYK is converted to RGB. EXIF and TIFF orientation are honoured.
 - TIFF's "white is zero": turned round as RGB; stored values are kept as channels and as a mask.
@@ -95,16 +97,29 @@ def read_rgb(path: str | Path) -> np.ndarray:
     colours = values.shape[-1] - _has_alpha(picture)
     if colours not in (1, 3) or (colours == 3 and not picture.colour and picture.palette is None):
         raise DataError(f"{path}: expected a grey, RGB or RGBA picture, got {colours} channels")
-    highest = 255 if picture.palette is not None else 2**picture.bits - 1
-    if picture.white_is_zero:
-        values = np.concatenate([highest - values[..., :colours], values[..., colours:]], -1)
-    if _has_alpha(picture):
-        alpha = values[..., -1:] / highest
-        values = np.rint((values[..., :-1] / highest * alpha + (1 - alpha)) * 255)
-    elif highest != 255:
-        values = np.rint(values / highest * 255)
-    values = values.astype(np.uint8)
+    values = _on_white(picture, values, colours).astype(np.uint8)
     return values if values.shape[-1] == 3 else np.repeat(values, 3, -1)
+
+
+def _on_white(picture: Picture, values: np.ndarray, colours: int) -> np.ndarray:
+    """(H, W, colours) whole numbers 0 to 255 of values that may have alpha behind them."""
+    white = picture.white
+    if picture.maxval is not None:
+        values = np.minimum(values, white)
+    if picture.white_is_zero:
+        values = np.concatenate([white - values[..., :colours], values[..., colours:]], -1)
+    if _has_alpha(picture):
+        alpha = values[..., -1:] / white
+        values = values[..., :-1] / white
+        if not picture.premultiplied:
+            values = values * alpha + (1 - alpha)
+        elif not picture.white_is_zero:  # there 1 less a share of the ink is what lies on white already
+            values = np.minimum(values + (1 - alpha), 1)
+        return np.rint(values * 255)
+    shown = values if white == 255 else np.rint(values / white * 255)
+    if picture.clear is not None:
+        shown = np.where((values == np.asarray(picture.clear)).all(-1, keepdims=True), 255, shown)
+    return shown
 
 
 def _has_alpha(picture: Picture) -> bool:
@@ -135,7 +150,7 @@ _AXES = {"C": "channels", "Z": "slices", "T": "times", "S": "samples"}
 
 def natural(name: str) -> list[tuple[int, int | str]]:
     """A key that sorts `slice_2` before `slice_10`."""
-    return [(0, int(part)) if part.isdigit() else (1, part.lower()) for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part)) if part.isdecimal() else (1, part.lower()) for part in re.split(r"(\d+)", name) if part]
 
 
 def is_hidden(name: str) -> bool:

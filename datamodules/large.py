@@ -15,7 +15,7 @@ from datamodules.picture import Picture
 from datamodules.planes import image_of
 from datamodules.predictions import growth_of, resolution_tags, table_of, values_of
 from datamodules.reading import Reading
-from datamodules.unfinished import FilePlane, Unfinished, writing
+from datamodules.unfinished import FilePlane, Unfinished, identity, writing
 from datamodules.windows import windows
 from framework import blocks
 from framework.blocks import Objects, ObjectSums, label_objects, label_seeds
@@ -75,10 +75,7 @@ class LargePicture:
 
     def _know_picture(self) -> None:
         """Tiles of a file that has changed since, or of another side, are not gone on with."""
-        status = self.picture.path.stat()
-        now = json.dumps(
-            [str(self.picture.path.resolve()), status.st_size, status.st_mtime_ns, self._side, *self._grid]
-        )
+        now = json.dumps([*identity(self.picture.path), self._side, *self._grid])
         known = self.unfinished.part(self.name) / "picture.json"
         if known.exists() and known.read_text(encoding="utf-8") != now:
             say(f"{self.picture.path} has changed since its tiles were predicted: it begins anew")

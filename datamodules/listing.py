@@ -60,6 +60,15 @@ def scan(root: Path, argument: str = "data.root") -> Listing:
     return Listing(paths, labels, full)
 
 
+def check_labels(listing: Listing, part: str) -> None:
+    """Raises DataError for a flat `part` beside others with classes: there its pictures can only be predicted."""
+    if listing.labels is None:
+        raise DataError(
+            f"data.root: expected class folders in {part} as in its others, got a flat folder, whose pictures have no "
+            "labels and can only be predicted; sort them into class folders"
+        )
+
+
 class ImageFiles(Dataset):
     """Pictures of a listing as `image` (3, H, W), `label` (where there are classes) and `index` (position in the tree).
 

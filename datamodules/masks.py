@@ -10,7 +10,7 @@ from skimage import measure
 from datamodules.augmentation import Box, cut
 from datamodules.io import open_picture
 from datamodules.picture import Picture
-from datamodules.planes import plane
+from datamodules.planes import count_slices, plane
 from datamodules.reading import Reading
 from framework.errors import DataError
 from framework.levels import distance_levels
@@ -37,7 +37,7 @@ def read_mask(
     if reading.masks_are == "instances":
         return _instances_in(paths, reading, shape, part, box)
     if len(paths) > 1:
-        return _union([mask_values(path, reading, shape, part, box) for path in paths], paths, reading)
+        return _union(paths, reading, shape, part, box)
     return _classes(mask_values(paths[0], reading, shape, part, box), paths[0], reading)
 
 
@@ -78,7 +78,7 @@ def read_instances(
         if reading.connected:
             ids = measure.label(np.where(inside, values, 0), connectivity=2)[inside]
         objects[inside] = ids + objects.max(initial=0)
-        objects[ignored] = -1
+        objects[ignored & (objects == 0)] = -1
     return objects
 
 
@@ -114,8 +114,7 @@ def mask_values(
     Raises:
         DataError: not decodable, of another size, coloured without `colors`, or holding fractions.
     """
-    axes = reading.axes and "".join(a for a in reading.axes if a not in "CS")
-    picture = open_picture(path, axes)
+    picture = _opened(path, reading)
     if "C" in picture.axes and picture.shape[picture.axes.index("C")] > 1:
         raise DataError(f"data.masks: {path}: expected one channel, got {picture.shape[picture.axes.index('C')]}")
     if picture.size != shape:
@@ -133,6 +132,20 @@ def mask_values(
     if values.dtype.kind not in "uib":
         raise DataError(f"data.masks: {path} holds {values.dtype}; masks are whole numbers")
     return values
+
+
+def _opened(path: Path, reading: Reading) -> Picture:
+    return open_picture(path, reading.axes and "".join(a for a in reading.axes if a not in "CS"))
+
+
+def check_mask_slices(paths: Sequence[Path], reading: Reading, image: Path, count: int) -> None:
+    """Raises DataError for a mask with another number of slices than the `count` of its image; headers are read."""
+    for path in paths:
+        if (found := count_slices(_opened(path, reading))) != count:
+            raise DataError(
+                f"data.slices: expected {count} slices in the mask {path}, as many as its image {image.name} has, got "
+                f"{found}; with data.slices: each every slice needs a mask of its own"
+            )
 
 
 def _one_value(samples: np.ndarray, picture: Picture) -> np.ndarray:
@@ -204,10 +217,18 @@ def _classes(values: np.ndarray, path: Path, reading: Reading) -> np.ndarray:
     return classes
 
 
-def _union(masks: Sequence[np.ndarray], paths: Sequence[Path], reading: Reading) -> np.ndarray:
-    if len(reading.labels) != 2:
+def _union(
+    paths: Sequence[Path], reading: Reading, shape: tuple[int, ...], part: int | None, box: Box | None
+) -> np.ndarray:
+    """Class 1 where any of the masks says so; elsewhere no label where one of them has none."""
+    if reading.num_classes != 2:
         raise DataError(
             f"data.masks: {paths[0].name} and {len(paths) - 1} more belong to one image; several masks need two labels "
-            "or data.masks_are: instances"
+            "or colours, or data.masks_are: instances"
         )
-    return np.any([mask > 0 for mask in masks], 0).astype(np.uint8)
+    union = _classes(mask_values(paths[0], reading, shape, part, box), paths[0], reading)
+    for path in paths[1:]:
+        classes = _classes(mask_values(path, reading, shape, part, box), path, reading)
+        union[(classes == IGNORED) & (union == 0)] = IGNORED
+        union[classes == 1] = 1
+    return union

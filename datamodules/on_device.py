@@ -89,13 +89,13 @@ def augmented(
     return image, mask
 
 
-def normalized(image: Tensor, reading: Reading, bits: Tensor) -> Tensor:
+def normalized(image: Tensor, reading: Reading, white: Tensor) -> Tensor:
     """`segmentation_data.normalized` for a batch.
 
     Args:
         image: (B, C, H, W) float32.
         reading: the input contract.
-        bits: (B,) of the images' files.
+        white: (B,) largest numbers of the images' files.
 
     Returns:
         (B, C, H, W) float32.
@@ -113,7 +113,7 @@ def normalized(image: Tensor, reading: Reading, bits: Tensor) -> Tensor:
             for v in (reading.mean, reading.std)
         )
         return (image - mean) / std.clamp_min(1e-6)
-    return image / (2.0 ** bits.float() - 1)[:, None, None, None] if how == "depth" else image
+    return image / white.float()[:, None, None, None] if how == "depth" else image
 
 
 def _percentiles(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,12 +220,12 @@ class SegmentationOnDevice(BaseDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """With `on_device` augments and normalises there."""
-        if not isinstance(batch, Mapping) or "bits" not in batch:
+        if not isinstance(batch, Mapping) or "white" not in batch:
             return batch
-        done = {key: value for key, value in batch.items() if key not in ("bits", "draws")}
+        done = {key: value for key, value in batch.items() if key not in ("white", "draws")}
         if "draws" in batch:
             done["image"], done["mask"] = augmented(
                 batch["image"], batch["mask"], batch["draws"], self.augmentation, self.crop
             )
-        done["image"] = normalized(done["image"], self.reading, batch["bits"])
+        done["image"] = normalized(done["image"], self.reading, batch["white"])
         return done

@@ -2,8 +2,9 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -41,9 +42,10 @@ class Pair:
         index: unique within the data module.
         image: its file.
         masks: its mask files; none in unlabelled prediction data.
-        name: of the sample: the image's without the ending, and the slice's number.
+        name: of the sample: the image's without the ending or `folder`, and the slice's number.
         part: which slice of the file; None: the file is one plane, or its slices are joined.
         split: train, val or test where folders say so.
+        folder: the sample's, where images in folders of their own share their names.
     """
 
     index: int
@@ -52,6 +54,7 @@ class Pair:
     name: str = ""
     part: int | None = None
     split: str | None = None
+    folder: str = ""
 
 
 def pictures_in(folder: Path, key: str) -> dict[str, Path]:
@@ -97,12 +100,13 @@ def find_pairs(root: Path, images: str, masks: str) -> list[Pair]:
     """Images and masks below `root`, however people lay them out.
 
     `images/` and `masks/`; `train/`, `val/`, `test/` with these two inside, or inside these two, or with images and
-    masks side by side; a folder for every sample with these two inside; or images and masks in one folder. A mask has
+    masks side by side; a folder for every sample with these two inside, after which all samples are named where two of
+    the images share a name (`image.png`); or images and masks in one folder. A mask has
     its image's name, or that name and an ending (`x_mask.png`, `x_labels.tif`, `x_seg.tif`, `x_mask_1.png`, ...), or
     all masks of an image lie in a folder of its name.
 
     Raises:
-        DataError: folders that are missing or empty, and files without a counterpart.
+        DataError: folders that are missing or empty, files without a counterpart, and two images of one sample.
     """
     if root.is_file():
         raise DataError(f"data.root: expected a folder, got the file {root}; give the folder that it lies in")
@@ -118,11 +122,7 @@ def find_pairs(root: Path, images: str, masks: str) -> list[Pair]:
         else:
             pairs += _in_split(folder, folder, split)
     if not pairs and root.is_dir():
-        for folder in sorted(p for p in root.iterdir() if not is_hidden(p.name) and p.is_dir()):
-            if (folder / images).is_dir() and (folder / masks).is_dir():
-                (image,) = pictures_in(folder / images, "data.images").values()
-                found = pictures_in(folder / masks, "data.masks")
-                pairs.append(Pair(0, image, tuple(found[n] for n in sorted(found, key=natural)), stem(image.name)))
+        pairs = _in_folders_of_samples(root, images, masks)
     if not pairs and _has_pictures(root):
         pairs = _in_two_folders(root, root)
     if not pairs:
@@ -130,8 +130,37 @@ def find_pairs(root: Path, images: str, masks: str) -> list[Pair]:
     return _numbered(pairs)
 
 
+def _in_folders_of_samples(root: Path, images: str, masks: str) -> list[Pair]:
+    pairs = []
+    for folder in sorted(p for p in root.iterdir() if not is_hidden(p.name) and p.is_dir()):
+        if (folder / images).is_dir() and (folder / masks).is_dir():
+            pictures = list(pictures_in(folder / images, "data.images").values())
+            if len(pictures) > 1:
+                raise DataError(
+                    f"data.images: expected one image in {folder / images}, the folder of one sample, got "
+                    f"{len(pictures)}, such as {pictures[1].name}; give data.root: {folder}, or a folder to each image"
+                )
+            found = pictures_in(folder / masks, "data.masks")
+            files = tuple(found[n] for n in sorted(found, key=natural))
+            pairs.append(Pair(0, pictures[0], files, stem(pictures[0].name), folder=folder.name))
+    if len({pair.name for pair in pairs}) < len(pairs):
+        return [replace(pair, name=pair.folder) for pair in pairs]
+    return [replace(pair, folder="") for pair in pairs]
+
+
+def check_names(pairs: Sequence[Pair], split: str) -> None:
+    """Raises DataError for two samples of one name in a split: files of predictions and figures are called after it."""
+    name, count = Counter(pair.name for pair in pairs).most_common(1)[0] if pairs else ("", 0)
+    if count > 1:
+        same = [pair.image for pair in pairs if pair.name == name]
+        raise DataError(
+            f"data.images: expected samples of different names in the {split} split, got {count} called {name}, "
+            f"{same[0]} and {same[1]}; rename one of them"
+        )
+
+
 def _numbered(pairs: Sequence[Pair]) -> list[Pair]:
-    return [Pair(i, p.image, p.masks, p.name, None, p.split) for i, p in enumerate(pairs)]
+    return [replace(pair, index=i) for i, pair in enumerate(pairs)]
 
 
 def _has_pictures(folder: Path) -> bool:
@@ -146,7 +175,7 @@ def _split_folders(folder: Path) -> dict[str, str]:
 
 
 def _in_split(images: Path, masks: Path, split: str) -> list[Pair]:
-    return [Pair(0, p.image, p.masks, p.name, None, split) for p in _in_two_folders(images, masks)]
+    return [replace(pair, split=split) for pair in _in_two_folders(images, masks)]
 
 
 def _in_two_folders(images: Path, masks: Path) -> list[Pair]:
@@ -201,7 +230,7 @@ def _owner(mask: str, images: Iterable[str]) -> str | None:
 
 def in_blocks(pairs: Sequence[Pair], val_fraction: float, test_fraction: float) -> dict[str, list[Pair]]:
     """Train, then validation, then test, in natural order: neighbouring slices of a stack do not part."""
-    ordered = sorted(pairs, key=lambda p: (natural(p.image.name), p.part or 0))
+    ordered = sorted(pairs, key=lambda p: (natural(_file(p)), p.part or 0))
     val, test = (round(len(ordered) * share) for share in (val_fraction, test_fraction))
     train = len(ordered) - val - test
     return {"train": ordered[:train], "val": ordered[train : train + val], "test": ordered[train + val :]}
@@ -213,20 +242,21 @@ def in_folds(pairs: Sequence[Pair], fold: int, folds: int) -> dict[str, list[Pai
     Raises:
         DataError: fewer images than folds.
     """
-    names = sorted({p.image.name for p in pairs}, key=lambda n: hashlib.sha256(n.encode()).hexdigest())
+    names = sorted({_file(p) for p in pairs}, key=lambda n: hashlib.sha256(n.encode()).hexdigest())
     if len(names) < folds:
         raise DataError(f"data.folds: {folds} folds need as many images, got {len(names)}; give fewer")
     of = {name: place % folds for place, name in enumerate(names)}
     kind = {fold: "test", (fold + 1) % folds: "val"}
     parts: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
     for pair in pairs:
-        parts[kind.get(of[pair.image.name], "train")].append(pair)
+        parts[kind.get(of[_file(pair)], "train")].append(pair)
     return parts
 
 
 def from_file(path: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
-    """The splits of a CSV with columns `id` (name, ending or not) and `split`; images of another split are left out,
-    and rows of images that are not there passed over, with a warning each.
+    """The splits of a CSV with columns `id` (name, ending or not; the folder's name where it is the sample's) and
+    `split`; images of another split are left out, and rows of images that are not there passed over, with a warning
+    each.
 
     The habits of spreadsheets are taken: a byte-order mark, `;` or tabs, blanks around values, `Train`, `validation`.
 
@@ -234,13 +264,14 @@ def from_file(path: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
         DataError: not readable, short rows, one id in two splits, or an image without a row.
     """
     assigned: dict[str, str] = {}
+    ids = {_id(p) for p in pairs}
     for line, row in enumerate(read_table(path, ("id", "split")), 2):
         name, split = ((row.get(key) or "").strip() for key in ("id", "split"))
         if not name and not split:
             continue
         if not name or not split:
             raise DataError(f"data.split_file: row {line} of {path} lacks its {'split' if name else 'id'}")
-        if Path(name).suffix.lower() in KINDS:
+        if name not in ids and Path(name).suffix.lower() in KINDS:
             name = stem(Path(name).name)
         split = SPLITS.get(split.lower(), split)
         if assigned.setdefault(name, split) != split:
@@ -250,7 +281,7 @@ def from_file(path: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
         raise DataError(
             f"data.split_file: {path} has no row for {len(missing)} images, first {few(missing, 1).split(' and ')[0]}"
         )
-    strangers = sorted(assigned.keys() - {_id(p) for p in pairs}, key=natural)
+    strangers = sorted(assigned.keys() - ids, key=natural)
     if strangers:
         rank_zero_warn(
             f"data.split_file: {len(strangers)} of the {len(assigned)} images that {path} names are not there, first "
@@ -267,4 +298,9 @@ def from_file(path: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
 
 
 def _id(pair: Pair) -> str:
-    return stem(pair.image.name)
+    return pair.folder or stem(pair.image.name)
+
+
+def _file(pair: Pair) -> str:
+    """What all slices of a file have in common, and no other file of the data set has."""
+    return pair.folder or pair.image.name

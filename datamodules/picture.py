@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from framework.errors import DataError
 
@@ -25,6 +26,9 @@ class Picture:
         colour: the samples of S begin with red, green, blue.
         alpha: the last sample of S is alpha.
         palette: (n, 4) uint8 RGBA of the indices that the pixels are; None without.
+        premultiplied: the colours have been multiplied by alpha.
+        clear: the one value, or colour, that is shown transparent; None: there is none.
+        maxval: the largest number, where a PNM names one that is not that of its bits.
         white_is_zero: a TIFF whose 0 is shown white.
         pixel_size: (y, x) in micrometres; None where the file does not say.
         decode: reads the pixels.
@@ -39,7 +43,10 @@ class Picture:
     decode: Callable[[], np.ndarray]
     colour: bool = False
     alpha: bool = False
+    premultiplied: bool = False
+    clear: tuple[int, ...] | None = None
     palette: np.ndarray | None = None
+    maxval: int | None = None
     white_is_zero: bool = False
     pixel_size: tuple[float, float] | None = None
     window: Callable[[tuple[slice, ...]], np.ndarray] | None = None
@@ -48,6 +55,13 @@ class Picture:
     def size(self) -> tuple[int, int]:
         """(height, width)."""
         return self.shape[self.axes.index("Y")], self.shape[self.axes.index("X")]
+
+    @property
+    def white(self) -> int:
+        """The largest number, which is shown white (or black, see `white_is_zero`); 0: the numbers have no bound."""
+        if self.palette is not None:
+            return 255
+        return 2**self.bits - 1 if self.maxval is None else self.maxval
 
     def cropped(self, y0: int, y1: int, x0: int, x1: int) -> "Picture":
         """Rows [y0, y1) and columns [x0, x1) as a picture, of which only they are read where there is a `window`."""
@@ -78,6 +92,11 @@ class Picture:
 
 def unreadable(path: Path, error: BaseException) -> DataError:
     """The one error of a file that cannot be decoded."""
+    if isinstance(error, Image.DecompressionBombError):  # of a format that looks at the limit itself
+        return DataError(
+            f"{path} has more pixels than Pillow takes in this format, {2 * (Image.MAX_IMAGE_PIXELS or 0)}; save it as "
+            "PNG or TIFF, or set PIL.Image.MAX_IMAGE_PIXELS"
+        )
     reason = str(error).splitlines()[0] if str(error) else ""
     return DataError(
         f"{path} cannot be read as a picture ({type(error).__name__}: {reason}); it may be truncated, restore or "

@@ -43,6 +43,26 @@ def check_count(count: int, reading: Reading, path: Path | str) -> None:
         )
 
 
+def white_of(picture: Picture, reading: Reading) -> int:
+    """The largest number of a file of up to 16 bits, 0 for any other: what `normalize: depth` divides by.
+
+    Raises:
+        DataError: `normalize: depth` and no such number; the message names the file.
+    """
+    white = picture.white if picture.bits <= 16 else 0
+    check_white(white, reading, picture.path, picture.dtype)
+    return white
+
+
+def check_white(white: int, reading: Reading, path: Path | str, dtype: np.dtype) -> None:
+    """Raises DataError where `normalize: depth` has nothing to divide by; `path` names the picture."""
+    if reading.normalize == "depth" and not white:
+        raise DataError(
+            f"data.normalize: depth needs unsigned whole numbers of 8 or 16 bits, but {path} holds {dtype}; train "
+            "with zscore, percentile or none, or give pictures of such numbers"
+        )
+
+
 def check_slices(picture: Picture, slices: Slices | None = None, part: int | None = None) -> None:
     """Raises DataError for slices without a rule, and for pages of which nothing is known; arguments as `plane`."""
     count = count_slices(picture)

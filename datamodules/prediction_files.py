@@ -51,6 +51,8 @@ class PredictionFiles:
         self.wanted = Wanted(bool(options["probabilities"]), bool(options["overlays"]))
         self.unfinished = Unfinished(folder, {**plan, "reading": reading.plain()}, ranks()[1])
         try:
+            for pair in pairs:
+                self.unfinished.know(pair.name, pair.image)
             grids = self._look_at(options["grid"])
         except Exception:
             self.unfinished.leave()
@@ -79,6 +81,12 @@ class PredictionFiles:
 
     def remaining(self) -> list[Pair]:
         """The pictures that are not done; all of them, where some rank would have none."""
+        changed = [pair.image.name for pair in self.pairs.values() if self.unfinished.changed(pair.name)]
+        if changed:
+            say(
+                f"{len(changed)} of {len(self.pairs)} pictures have changed since they were predicted, first "
+                f"{changed[0]}: they begin anew"
+            )
         left = [pair for pair in self.pairs.values() if not self.unfinished.has(pair.name)]
         done = len(self.pairs) - len(left)
         if done and len(left) >= ranks()[0]:

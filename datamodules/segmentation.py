@@ -67,7 +67,7 @@ class SegmentationDataModule(SegmentationOnDevice):
         elastic: standard deviation in pixels of an elastic deformation.
         intensity: largest relative change of contrast and brightness.
         exposure: [lowest, highest] factor on the raw intensities of a training picture, drawn log-uniformly in every
-            epoch, before anything else and cut at the largest number of the file's depth; null: none.
+            epoch, behind `downscale` and before all else, cut at the largest number of the file's depth; null: none.
         eval_exposure: the same factor for all pictures that validate and test; predictions take the files as they are.
         cache: keep decoded images in memory: true, false, or at most so many megabytes per split and loader process;
             crops of what has no room are read as windows of the files where their format allows it.

@@ -13,7 +13,7 @@ from datamodules.io import open_picture
 from datamodules.masks import read_instances, read_mask
 from datamodules.pairing import Pair
 from datamodules.picture import Picture
-from datamodules.planes import check_count, count_channels, image_of
+from datamodules.planes import check_count, count_channels, image_of, white_of
 from datamodules.reading import Reading
 from framework.errors import ConfigError, DataError
 
@@ -36,7 +36,7 @@ def shrink(image: np.ndarray, mask: np.ndarray | None, factor: int) -> tuple[np.
     return small, present[votes.argmax(0)]
 
 
-def normalized(image: np.ndarray, reading: Reading, bit_depth: int) -> np.ndarray:
+def normalized(image: np.ndarray, reading: Reading, white: int) -> np.ndarray:
     """Per channel, by `reading.normalize`.
 
     `zscore`: the image's mean 0 and deviation 1; `percentile`: its 0.1st to 99.9th percentile to [0, 1]; `depth`: the
@@ -45,7 +45,7 @@ def normalized(image: np.ndarray, reading: Reading, bit_depth: int) -> np.ndarra
     Args:
         image: (C, H, W) float32.
         reading: the input contract.
-        bit_depth: bits of the image's file; only `depth` looks at it.
+        white: the largest number of the image's file; only `depth` looks at it.
 
     Returns:
         (C, H, W) float32.
@@ -64,7 +64,7 @@ def normalized(image: np.ndarray, reading: Reading, bit_depth: int) -> np.ndarra
             )
         mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (reading.mean, reading.std))
         return (image - mean) / np.maximum(std, np.float32(1e-6))
-    return image / np.float32(2**bit_depth - 1) if how == "depth" else image
+    return image / np.float32(white) if how == "depth" else image
 
 
 def checked_cache(cache: bool | int) -> bool | int:
@@ -92,7 +92,7 @@ class SegmentationFiles(Dataset):
 
     Attributes:
         later: leave augmentation and normalisation to the device (`datamodules.on_device`): samples hold the picture as
-            it was read, `bits` of its file and, in training, the `draws`.
+            it was read, `white` of its file and, in training, the `draws`.
     """
 
     later = False
@@ -131,16 +131,16 @@ class SegmentationFiles(Dataset):
             return {"index": torch.tensor(pair.index)}
         rest, epoch = {}, getattr(place, "epoch", 0)
         if self.augmentation is not None and pair.masks and not self.later:
-            image, mask, depth = self._augmented(int(place), epoch, self.augmentation)
+            image, mask, white = self._augmented(int(place), epoch, self.augmentation)
         else:
-            image, mask, depth = self._files(int(place))
-            image = self._exposed(image, pair, epoch, depth)
+            image, mask, white = self._files(int(place))
+            image = self._exposed(image, pair, epoch, white)
         if self.later:
-            rest["bits"] = torch.tensor(depth)
+            rest["white"] = torch.tensor(white)
             if self.augmentation is not None and pair.masks:
                 rest["draws"] = self._draws(pair, image.shape[1:], epoch, self.augmentation)
         else:
-            image = normalized(image, self.reading, depth)
+            image = normalized(image, self.reading, white)
         sample = {"image": torch.from_numpy(np.ascontiguousarray(image, np.float32)), "index": torch.tensor(pair.index)}
         if mask is not None:
             sample["mask"] = torch.from_numpy(mask.astype(np.int64))
@@ -148,8 +148,8 @@ class SegmentationFiles(Dataset):
             sample["objects"] = torch.from_numpy(self._objects(pair))
         return {**sample, **rest}
 
-    def _exposed(self, image: np.ndarray, pair: Pair, epoch: int, depth: int) -> np.ndarray:
-        return exposed(image, self.exposure.factor(self.seed, epoch, pair.index), depth)
+    def _exposed(self, image: np.ndarray, pair: Pair, epoch: int, white: int) -> np.ndarray:
+        return exposed(image, self.exposure.factor(self.seed, epoch, pair.index), white)
 
     def _draws(self, pair: Pair, size: Sequence[int], epoch: int, settings: Augmentation) -> Tensor:
         self._check_crop(pair, size)
@@ -180,13 +180,13 @@ class SegmentationFiles(Dataset):
         change = draw((height, width), settings, self.crop, rng)
         box = change.box
         if picture is not None and picture.window is not None and not self._has_room(picture, (height, width)):
-            image, mask, depth = self._read(place, picture, box)
+            image, mask, white = self._read(place, picture, box)
         else:
-            image, mask, depth = self._files(place)
+            image, mask, white = self._files(place)
             image, mask = cut(image, box), None if mask is None else cut(mask, box)
         assert mask is not None
-        # the camera comes before everything that is done to its picture
-        return *changed(self._exposed(image, pair, epoch, depth), mask, change), depth
+        # the camera comes before everything that is done to its picture, but for `downscale`, which the cache has
+        return *changed(self._exposed(image, pair, epoch, white), mask, change), white
 
     def _has_room(self, picture: Picture, size: tuple[int, int]) -> bool:
         reading = self.reading
@@ -195,7 +195,7 @@ class SegmentationFiles(Dataset):
         return self._used + size[0] * size[1] * each <= self.room
 
     def _files(self, place: int) -> tuple[np.ndarray, np.ndarray | None, int]:
-        """Image, mask, and bits of the image's file (0 where its numbers have no depth)."""
+        """Image, mask, and the largest number of the image's file (0 where its numbers have no depth)."""
         if place in self._kept:
             return self._kept[place]
         sample = self._read(place, open_picture(self.pairs[place].image, self.reading.axes))
@@ -208,12 +208,7 @@ class SegmentationFiles(Dataset):
     def _read(self, place: int, picture: Picture, box: Box | None = None) -> tuple[np.ndarray, np.ndarray | None, int]:
         """As `_files`, or only the box of it, which is counted in the pixels of the sample."""
         pair, reading = self.pairs[place], self.reading
-        depth = picture.bits if picture.bits <= 16 else 0
-        if reading.normalize == "depth" and not depth:
-            raise DataError(
-                f"data.normalize: depth needs files of unsigned whole numbers of 8 or 16 bits, but {pair.image} holds "
-                f"{picture.dtype}; give zscore, percentile or none"
-            )
+        white = white_of(picture, reading)
         check_count(count_channels(picture), reading, pair.image)
         size, where, columns = picture.size, None, slice(None)
         if box is not None:
@@ -224,7 +219,7 @@ class SegmentationFiles(Dataset):
             picture = picture.cropped(y0, y1, x0, x1)
         image = image_of(picture, reading.channels, reading.bit_depth, reading.slices, pair.part)[..., columns]
         mask = read_mask(pair.masks, reading, size, pair.part, where) if pair.masks else None
-        return *shrink(image, mask, reading.downscale), depth
+        return *shrink(image, mask, reading.downscale), white
 
 
 def _times(box: Box, factor: int) -> Box:

@@ -1,10 +1,20 @@
 """The samples of every split of a segmentation data set."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datamodules.io import open_picture
-from datamodules.pairing import Pair, find_pairs, from_file, in_blocks, in_folds, pictures_in, results_among
+from datamodules.masks import check_mask_slices
+from datamodules.pairing import (
+    Pair,
+    check_names,
+    find_pairs,
+    from_file,
+    in_blocks,
+    in_folds,
+    pictures_in,
+    results_among,
+)
 from datamodules.planes import count_slices
 from datamodules.reading import Reading
 from framework.errors import ConfigError, DataError
@@ -53,9 +63,11 @@ class Splits:
             files = pictures_in(folder, "data.predict_images")
             left = results_among(files)
             kept = [(name, path) for name, path in files.items() if name not in left]
-            return by_slices([Pair(i, path, (), name) for i, (name, path) in enumerate(kept)], reading)
-        pairs = by_slices(find_pairs(self.root, self.images, self.masks), reading)
-        chosen = self._assigned(pairs)["test" if split == "predict" else split]
+            chosen = by_slices([Pair(i, path, (), name) for i, (name, path) in enumerate(kept)], reading)
+        else:
+            pairs = by_slices(find_pairs(self.root, self.images, self.masks), reading)
+            chosen = self._assigned(pairs)["test" if split == "predict" else split]
+        check_names(chosen, split)
         return chosen[: self.train_images] if split == "train" else chosen
 
     def left_out(self) -> str | None:
@@ -102,13 +114,18 @@ class Splits:
 
 
 def by_slices(pairs: list[Pair], reading: Reading) -> list[Pair]:
-    """With `slices: each`, a sample for every slice; headers alone are read."""
+    """With `slices: each`, a sample for every slice; headers alone are read.
+
+    Raises:
+        DataError: a mask of another number of slices than its image.
+    """
     if reading.slices != "each":
         return pairs
     out: list[Pair] = []
     for pair in pairs:
         count = count_slices(open_picture(pair.image, reading.axes))
+        check_mask_slices(pair.masks, reading, pair.image, count)
         for part in range(count) if count > 1 else [None]:
             name = pair.name if part is None else f"{pair.name}_slice{part:0{len(str(count - 1))}d}"
-            out.append(Pair(len(out), pair.image, pair.masks, name, part, pair.split))
+            out.append(replace(pair, index=len(out), name=name, part=part))
     return out

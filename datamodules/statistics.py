@@ -1,6 +1,7 @@
 """Intensities of the training images: by class for models that start from them, by channel for normalisation."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def know_channels(pairs: Sequence[Pair], reading: Reading) -> None:
     """Fills in mean and deviation per channel over all training images, for `normalize: dataset`."""
     if reading.normalize == "dataset" and reading.mean is None:
         raw = Reading(**{**reading.plain(), "normalize": "none"})
-        bare = [Pair(p.index, p.image, (), p.name, p.part) for p in pairs]
+        bare = [replace(pair, masks=()) for pair in pairs]
         reading.mean, reading.std = channel_statistics(SegmentationFiles(bare, raw))
 
 
@@ -99,5 +100,7 @@ def of_files(pairs: Sequence[Pair], reading: Reading) -> dict[str, int]:
     counts = {count_channels(picture) for picture in pictures}
     found = {"bit_depth": depths} if raw else {}
     found |= {"file_channels": counts} if chosen else {}
-    found |= {"bits_of_files": {picture.bits for picture in pictures}} if scaled else {}
+    # a white that is no power of two less one, as a PNM may have, is none of so many bits
+    whites = {p.white.bit_length() if p.white + 1 == 2 ** p.white.bit_length() else 0 for p in pictures}
+    found |= {"bits_of_files": whites} if scaled else {}
     return {name: value for name, (value, *others) in found.items() if value and not others}

@@ -6,7 +6,6 @@ the process that writes, and gone when all is done.
 
 import contextlib
 import csv
-import fcntl
 import json
 import os
 import shutil
@@ -18,6 +17,11 @@ import numpy as np
 import pandas as pd
 
 from framework.errors import ConfigError, DataError
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows: there nobody sees that another process writes into the folder
+    fcntl = None  # type: ignore[assignment]
 
 NAME = ".unfinished"
 
@@ -41,6 +45,15 @@ def refuse_existing(path: Path) -> None:
     """Raises DataError for a file that is there."""
     if path.exists():
         raise DataError(f"{path} is there already, and no file is replaced; give another folder or move it")
+
+
+def identity(path: Path) -> list[str | int]:
+    """What changes with a picture's file, as plain values: where it lies, its bytes and its time; of a folder all its
+    files'."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    found = [file.stat() for file in files]
+    size, time = sum(s.st_size for s in found), max((s.st_mtime_ns for s in found), default=0)
+    return [str(path.resolve()), size, time]
 
 
 class FilePlane:
@@ -106,8 +119,11 @@ class Unfinished:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._claim: IO[str] | None = (self.folder / f"claim_{rank}").open("w", encoding="utf-8")
+        self._pictures: dict[str, str] = {}
+        self._identities: dict[Path, str] = {}
         try:
-            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._claim.close()
             raise ConfigError(
@@ -131,11 +147,20 @@ class Unfinished:
 
     # ------------------------------------------------------------------ pictures that are done
 
+    def know(self, name: str, path: Path) -> None:
+        """Says of which file a picture's predictions are; what was finished of another file, or before it changed, is
+        not done."""
+        if path not in self._identities:  # another slice of it
+            self._identities[path] = json.dumps(identity(path))
+        self._pictures[name] = self._identities[path]
+
     def finish(self, name: str, tables: Iterable[pd.DataFrame]) -> None:
-        """Keeps a picture's measurements, in parts with the same columns, and with them that its files are written."""
+        """Keeps a picture's measurements, in parts with the same columns, behind a line that says of which file they
+        are; with them it is known that its own files are written."""
         path, part = self.folder / f"{name}.csv", self.folder / f"{name}.rows"
         with writing(path):
             with part.open("w", newline="", encoding="utf-8") as file:
+                file.write(f"{self._pictures[name]}\n")
                 for number, table in enumerate(tables):
                     table.to_csv(file, index=False, header=number == 0)
             part.replace(path)
@@ -151,7 +176,21 @@ class Unfinished:
 
     def has(self, name: str) -> bool:
         """Whether a picture is done."""
-        return (self.folder / f"{name}.csv").is_file()
+        return self._finished(name) == self._pictures[name]
+
+    def changed(self, name: str) -> bool:
+        """Whether a picture was done when its file was another."""
+        return self._finished(name) not in (None, self._pictures[name])
+
+    def _finished(self, name: str) -> str | None:
+        try:
+            with self._measured(name) as file:
+                return file.readline().rstrip("\n")
+        except FileNotFoundError:
+            return None
+
+    def _measured(self, name: str) -> IO[str]:
+        return (self.folder / f"{name}.csv").open(newline="", encoding="utf-8")
 
     def join(self, names: Sequence[str], path: Path) -> bool:
         """Writes the measurements of pictures behind one another, line by line, without objects the columns alone.
@@ -159,18 +198,20 @@ class Unfinished:
         Returns:
             whether anything was measured; else there is no file.
         """
-        kept = [self.folder / f"{name}.csv" for name in names if self.has(name)]
+        kept = [name for name in names if self.has(name)]
         columns: dict[str, None] = {}
-        for one in kept:
-            with one.open(newline="", encoding="utf-8") as file:
+        for name in kept:
+            with self._measured(name) as file:
+                file.readline()
                 columns.update(dict.fromkeys(next(csv.reader(file), [])))
         if not columns:
             return False
         with writing(path), path.open("w", newline="", encoding="utf-8") as target:
             writer = csv.DictWriter(target, list(columns), lineterminator="\n")
             writer.writeheader()
-            for one in kept:
-                with one.open(newline="", encoding="utf-8") as file:
+            for name in kept:
+                with self._measured(name) as file:
+                    file.readline()
                     for row in csv.DictReader(file):
                         writer.writerow(row)
         return True

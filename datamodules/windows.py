@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from datamodules.picture import Picture
-from datamodules.planes import check_count, count_channels, image_of
+from datamodules.planes import check_count, count_channels, image_of, white_of
 from datamodules.reading import Reading
 from datamodules.segmentation_data import normalized
 
@@ -36,10 +36,14 @@ def windows(picture: Picture, reading: Reading) -> Window | None:
 
     Returns:
         None where this cannot be: a format without windows, `downscale`, percentiles of floats or of grey from colours.
+
+    Raises:
+        DataError: another number of channels than the network knows, or `depth` and a file without one.
     """
     if not has_windows(picture, reading):
         return None
     check_count(count_channels(picture), reading, picture.path)
+    white = white_of(picture, reading)
 
     def raw(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         return image_of(picture.cropped(y0, y1, x0, x1), reading.channels, reading.bit_depth, reading.slices)
@@ -54,8 +58,7 @@ def windows(picture: Picture, reading: Reading) -> Window | None:
     if reading.normalize == "zscore":
         mean, std = _moments(picture, raw)
         settled = replace(reading, normalize="dataset", mean=mean.tolist(), std=std.tolist())
-    bits = picture.bits if picture.bits <= 16 else 0
-    return lambda *where: normalized(raw(*where), settled, bits)
+    return lambda *where: normalized(raw(*where), settled, white)
 
 
 def _bands(picture: Picture, raw: Window) -> Iterator[np.ndarray]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import models
 from datamodules.io import open_picture
-from datamodules.planes import check_count, choose_channels, count_channels, image_of
+from datamodules.planes import check_count, check_white, choose_channels, count_channels, image_of, white_of
 from datamodules.predictions import label_image
 from datamodules.reading import Reading
 from datamodules.segmentation_data import normalized, shrink
@@ -108,19 +108,20 @@ def _source(picture: np.ndarray | str | Path, reading: Reading, tile: TileSize) 
         in_parts = tile_side(tile, opened.size) < max(opened.size)
         if in_parts and (read := windows(opened, reading)) is not None:
             return read, opened.size
-    image, bits = _pixels(picture, reading)
+    image, white = _pixels(picture, reading)
     small, _ = shrink(image, None, reading.downscale)
-    values = normalized(small, reading, bits)
+    values = normalized(small, reading, white)
     return (lambda y0, y1, x0, x1: values[:, y0:y1, x0:x1]), (image.shape[1], image.shape[2])
 
 
 def _pixels(picture: np.ndarray | str | Path, reading: Reading) -> tuple[np.ndarray, int]:
-    """(N, H, W) float32 raw intensities, and the bits of the numbers they come from."""
+    """(N, H, W) float32 raw intensities, and the largest of the numbers they come from (0: there is none)."""
     if not isinstance(picture, np.ndarray):
         opened = open_picture(picture, reading.axes)
         check_count(count_channels(opened), reading, picture)
         slices = None if reading.slices == "each" else reading.slices
-        return image_of(opened, reading.channels, reading.bit_depth, slices), opened.bits
+        white = white_of(opened, reading)
+        return image_of(opened, reading.channels, reading.bit_depth, slices), white
     if picture.ndim not in (2, 3) or picture.dtype.kind not in "biuf" or not picture.size:
         raise ConfigError(
             f"predict: expected numbers (H, W) or (N, H, W), got {picture.dtype} of shape {picture.shape}"
@@ -132,11 +133,11 @@ def _pixels(picture: np.ndarray | str | Path, reading: Reading) -> tuple[np.ndar
     if not np.isfinite(values).all():
         raise DataError("predict: the array holds NaN or infinite values")
     bits = 8 * array.dtype.itemsize if array.dtype.kind == "u" else 0
-    if reading.normalize == "depth" and not bits:
-        raise DataError(f"data.normalize: depth needs unsigned whole numbers, but the array holds {array.dtype}")
+    white = 2**bits - 1 if bits <= 16 else 0
+    check_white(white, reading, "the array", array.dtype)
     _check_depth(array, values, reading)
     check_count(len(values), reading, "the array")
-    return choose_channels(values, reading.channels, "the array"), bits
+    return choose_channels(values, reading.channels, "the array"), white
 
 
 def _check_depth(array: np.ndarray, values: np.ndarray, reading: Reading) -> None:

@@ -118,11 +118,11 @@ def test_no_strength_changes_nothing() -> None:
 
 def test_normalisations_do_what_they_say() -> None:
     image = np.random.default_rng(0).integers(200, 5000, (1, 64, 64)).astype(np.float32)
-    z = normalized(image, Reading(normalize="zscore"), 16)
+    z = normalized(image, Reading(normalize="zscore"), 65535)
     assert (abs(z.mean()) < 1e-5, abs(z.std() - 1) < 1e-5) == (True, True)
-    assert np.quantile(normalized(image, Reading(normalize="percentile"), 16), 0.999) == pytest.approx(1, abs=1e-3)
-    assert np.array_equal(normalized(image, Reading(normalize="depth"), 16), image / np.float32(65535))
-    assert normalized(image, Reading(normalize="none"), 16) is image
+    assert np.quantile(normalized(image, Reading(normalize="percentile"), 65535), 0.999) == pytest.approx(1, abs=1e-3)
+    assert np.array_equal(normalized(image, Reading(normalize="depth"), 65535), image / np.float32(65535))
+    assert normalized(image, Reading(normalize="none"), 65535) is image
 
 
 @pytest.mark.parametrize(("dtype", "highest"), [(np.uint8, 255), (np.uint16, 65535)])

@@ -41,7 +41,7 @@ def test_a_window_is_a_part_of_the_whole(
     monkeypatch.setattr(module, "BAND", 1000)  # several bands
     picture = open_picture(tmp_path / "x.tif")
     reading = Reading(normalize=normalize, **arguments)
-    whole = normalized(image_of(picture, reading.channels, None), reading, picture.bits)
+    whole = normalized(image_of(picture, reading.channels, None), reading, picture.white)
     read = windows(picture, reading)
     assert read is not None
     for y0, y1, x0, x1 in ((0, 70, 0, 90), (3, 40, 17, 18), (69, 70, 80, 90)):
