@@ -1,5 +1,6 @@
 """The command line: precedence, run folders, errors, verbs."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import yaml
 
 from framework.commands.cli import BuildOnly
 from framework.commands.precedence import layer_arguments
-from framework.errors import CheckpointError, ConfigError
+from framework.commands.run_folder import LastingTensorBoard, _is_of_the_start, claimed_version, given_back
+from framework.errors import CheckpointError, ConfigError, DataError
 from framework.main import main
 
 
@@ -275,3 +277,52 @@ def test_null_is_no_checkpoint_whatever_a_file_says(fitted, run, word, tmp_path)
     (tmp_path / "higher.yaml").write_text("ckpt_path: null\n")
     assert layer_arguments([*words[:3], "-c", "higher.yaml"], ["test"], Path("runs")).checkpoint is None
     assert layer_arguments(words[:3], ["test"], Path("runs")).checkpoint == checkpoint
+
+
+REFUSED = (ConfigError, DataError)
+
+
+@pytest.mark.parametrize("logger", ["", "--trainer.logger=false"])
+def test_a_run_that_is_refused_takes_no_number(run, tiny, logger, tmp_path) -> None:
+    (tmp_path / "data").mkdir()
+    words = ["fit", *tiny, "--name=mine", *([logger] if logger else [])]
+    empty = [word for word in words if not word.startswith("--data")]
+    empty += ["-c", "{data: {class_path: SegmentationDataModule, init_args: {root: data}}}"]
+    for wrong in (empty, [*words, "--trainer.devices=no"]):
+        with pytest.raises(REFUSED):
+            run(*wrong)
+        assert not list(Path("runs").glob("mine/*"))
+    before = Path("runs/mine/version_0")
+    before.mkdir(parents=True)
+    (before / "config.yaml").write_text("seed_everything: 3\n")
+    with pytest.raises(REFUSED):
+        run(*empty)
+    assert (before / "config.yaml").read_text() == "seed_everything: 3\n"
+    cli = run(*words, "--trainer.max_epochs=1", "--trainer.limit_train_batches=1")
+    assert Path("runs/mine/version_1/config.yaml").is_file()
+    assert cli.trainer.global_step == 1
+    assert [path.name for path in sorted(Path("runs/mine").iterdir())] == ["version_0", "version_1"]
+
+
+def test_a_run_that_has_left_something_keeps_its_folder(tmp_path) -> None:
+    @given_back()
+    def ended(left: str, error: BaseException) -> None:
+        folder = tmp_path / claimed_version(tmp_path)
+        (folder / left).parent.mkdir(exist_ok=True)
+        (folder / left).touch()
+        raise error
+
+    for left in ("metrics.csv", "checkpoints/last.ckpt", "config.yaml"):
+        with pytest.raises(ConfigError):
+            ended(left, ConfigError("later"))
+    assert not (tmp_path / "version_2").exists()
+    log = LastingTensorBoard(str(tmp_path), name="", version="logs")
+    log.log_metrics({"a": 1.0}, 0)
+    log.finalize("success")
+    (events,) = (tmp_path / "logs").glob("events*")
+    assert not _is_of_the_start(events)
+    shutil.rmtree(tmp_path / "logs")
+    with pytest.raises(KeyboardInterrupt):
+        ended("config.yaml", KeyboardInterrupt())
+    there = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert there == ["version_0/metrics.csv", "version_1/checkpoints/last.ckpt", "version_2/config.yaml"]

@@ -30,7 +30,7 @@ import framework
 import models
 from framework.commands.messages import in_chain
 from framework.commands.precedence import layer_arguments
-from framework.commands.run_folder import default_loggers, devices_of_torchrun, folder_without_logger
+from framework.commands.run_folder import default_loggers, devices_of_torchrun, folder_without_logger, given_back
 from framework.commands.trainer_arguments import check_trainer
 from framework.commands.values import arguments_of, check_seed, check_values
 from framework.compat import HookedCLI, is_parsing_error
@@ -69,7 +69,7 @@ def run_trainer_verb(words: Sequence[str]) -> "FrameworkCLI":
     listening = signal.getsignal(signal.SIGINT)
     meet_anew()
     try:
-        with optional_threads():
+        with optional_threads(), given_back():
             return FrameworkCLI(args=list(words))
     finally:
         # Lightning leaves a process that goes on after Ctrl-C deaf to the next one.

@@ -1,14 +1,46 @@
 """The run folder: claimed by creating it, so that no two runs share one and nothing that is there is replaced."""
 
 import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from framework.errors import ConfigError
+from framework.errors import ConfigError, FrameworkError
 from framework.outputs import optional_output
+
+#: (process, folder) of what `claimed_version` has made
+_claimed: list[tuple[int, Path]] = []
+
+
+@contextlib.contextmanager
+def given_back() -> Iterator[None]:
+    """Takes the folders that are claimed inside away again where an error ends it before a run has left anything.
+
+    Only a folder that this process has made, and that holds nothing but the run's configuration and a log without an
+    entry, is removed.
+    """
+    before = len(_claimed)
+    try:
+        yield
+    except FrameworkError:
+        for process, folder in _claimed[before:]:
+            with contextlib.suppress(OSError):
+                files = list(folder.iterdir())
+                if process == os.getpid() and all(map(_is_of_the_start, files)):
+                    for path in files:
+                        path.unlink()
+                    folder.rmdir()
+        raise
+
+
+def _is_of_the_start(path: Path) -> bool:
+    """The configuration, or TensorBoard's file before its first entry: a header of 88 bytes."""
+    begun = path.name.startswith("events.out.tfevents.") and path.stat().st_size <= 100
+    return path.name == "config.yaml" or begun
 
 
 def claimed_version(folder: Path) -> str:
@@ -27,6 +59,7 @@ def claimed_version(folder: Path) -> str:
             version = next_version(folder)
             with contextlib.suppress(FileExistsError):  # another run was first
                 Path(folder, version).mkdir()
+                _claimed.append((os.getpid(), Path(folder, version).absolute()))
                 return version
     except OSError as error:
         raise ConfigError(
