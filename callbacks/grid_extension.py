@@ -7,11 +7,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from callbacks.when import begins_anew, builds_late, is_whole
 from framework.compat import averaged_models, figures_of_this_loop
 from framework.distributed import say
 from framework.errors import ConfigError
 from framework.nn import SplineLayer, spline_layers
-from framework.nn.splines.optimizer import carry_moments, check_optimizers, rescale_groups
+from framework.nn.splines.optimizer import carry_moments, check_optimizers, rescale_groups, rescale_scheduler
 
 
 class GridExtension(Callback):
@@ -47,15 +48,20 @@ class GridExtension(Callback):
     ) -> None:
         if (milestones is None) == (monitor is None):
             raise ConfigError("GridExtension: give either milestones (epochs) or monitor (a logged figure)")
-        if milestones is not None and (len(set(milestones)) != len(milestones) or any(m < 0 for m in milestones)):
+        if mode not in ("min", "max"):
+            raise ConfigError(f"GridExtension.mode: expected min or max, got {mode!r}")
+        whole = milestones is None or all(is_whole(m, 0) for m in milestones)
+        if milestones is not None and (not whole or len(set(milestones)) != len(milestones)):
             raise ConfigError(f"GridExtension.milestones: expected different epochs, 0 or more, got {milestones}")
-        if isinstance(factor, bool) or factor < 2:
-            raise ConfigError(f"GridExtension.factor: expected a whole number, at least 2, got {factor}")
-        if patience < 1:
-            raise ConfigError(f"GridExtension.patience: expected at least 1, got {patience}")
+        for name, value, least in (("factor", factor, 2), ("patience", patience, 1), ("maximum", maximum, 1)):
+            if not is_whole(value, least) and not (name == "maximum" and value is None):
+                raise ConfigError(f"GridExtension.{name}: expected a whole number, at least {least}, got {value}")
         self.milestones = sorted(milestones or [])
         self.monitor, self.mode, self.patience, self.min_delta = monitor, mode, patience, min_delta
         self.factor, self.maximum = factor, maximum
+        self._begin()
+
+    def _begin(self) -> None:
         self.done: list[int] = []
         self._best: float | None = None
         self._waited = 0
@@ -67,8 +73,17 @@ class GridExtension(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds the layers and checks that their grids can be changed, and that every planned one has room."""
-        if stage != "fit":
-            return
+        if begins_anew(trainer, stage):
+            self._begin()
+        if stage == "fit" and (spline_layers(pl_module) or not builds_late(pl_module)):
+            self._check(pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks again at a module that makes layers after the callbacks' `setup`."""
+        if builds_late(pl_module):
+            self._check(pl_module)
+
+    def _check(self, pl_module: LightningModule) -> None:
         layers = spline_layers(pl_module)
         if not layers:
             raise ConfigError(
@@ -113,7 +128,7 @@ class GridExtension(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses optimizers whose state is not known."""
-        check_optimizers(trainer.optimizers)
+        check_optimizers(trainer.optimizers, spline_layers(pl_module).values())
 
     # ------------------------------------------------------------------ when
 
@@ -178,7 +193,8 @@ class GridExtension(Callback):
             optimizer.zero_grad()
             for note in rescale_groups(optimizer, layers.values(), self.factor):
                 say(f"GridExtension: {note}")
-        self._follow_rates(trainer)
+        for config in trainer.lr_scheduler_configs:
+            rescale_scheduler(config.scheduler, layers.values(), self.factor)
         sizes = sorted({layer.grid_size for layer in layers.values()})
         live = sum(layer.live_parameters() for layer in layers.values())
         for logger in trainer.loggers:
@@ -188,14 +204,6 @@ class GridExtension(Callback):
             f"epoch {trainer.current_epoch}: grids extended to {', '.join(map(str, sizes))} cells; splines changed by "
             f"{change:.1e} of their size; {live} live spline parameters"
         )
-
-    def _follow_rates(self, trainer: Trainer) -> None:
-        # schedulers compute rates from their own copies of the first ones
-        for config in trainer.lr_scheduler_configs:
-            scheduler = config.scheduler
-            if hasattr(scheduler, "base_lrs"):
-                groups = scheduler.optimizer.param_groups
-                scheduler.base_lrs = [g.get("initial_lr", b) for g, b in zip(groups, scheduler.base_lrs, strict=True)]
 
     # ------------------------------------------------------------------ state
 

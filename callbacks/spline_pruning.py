@@ -10,12 +10,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
+from callbacks.when import begins_anew, builds_late, is_whole
 from framework.checkpoints import WholeCheckpoints
 from framework.compat import averaged_models
-from framework.distributed import add_over_ranks, agreed_run_folder, say
-from framework.errors import ConfigError
+from framework.distributed import add_over_ranks, agreed_run_folder, gather_lists, say
+from framework.errors import ConfigError, few
 from framework.nn import SplineLayer, SplineMoments, observe, spline_layers
-from framework.nn.splines.optimizer import stop_momentum
+from framework.nn.splines.optimizer import stop_momentum, trained_by
 from framework.nn.splines.pruning import (
     Granularity,
     Score,
@@ -23,6 +24,7 @@ from framework.nn.splines.pruning import (
     choose_edges,
     edge_scores,
 )
+from framework.outputs import free_path
 from framework.protocols import GroupsChannels, Shrinks
 
 
@@ -32,7 +34,7 @@ class SplinePruning(Callback):
     Scores come from the moments of the layers' inputs over the first batches of the epoch before, summed over ranks, so
     that every rank prunes the same edges. A removed edge's mean moves into a surviving edge, its momentum stops.
     Logged: `prune/removed` (share of all edges), `prune/function_change` (share of the edges' standard deviation, as a
-    root of summed squares, that went), `prune/live_parameters`.
+    root of summed squares, that went), `prune/live_parameters`. A layer that had no input is named and stays as it is.
 
     Args:
         epochs: at whose start edges go; the share removed rises evenly to `fraction` over them.
@@ -57,7 +59,7 @@ class SplinePruning(Callback):
         calibration_batches: int = 8,
         structural: bool = False,
     ) -> None:
-        if not epochs or len(set(epochs)) != len(epochs) or min(epochs) < 1:
+        if not epochs or len(set(epochs)) != len(epochs) or not all(is_whole(e, 1) for e in epochs):
             raise ConfigError(
                 "SplinePruning.epochs: expected different epochs, 1 or more (the epoch before is observed), got "
                 f"{epochs}"
@@ -70,7 +72,7 @@ class SplinePruning(Callback):
             raise ConfigError(f"SplinePruning.granularity: expected edge, kernel or channel, got {granularity!r}")
         if score not in ("share", "strength"):
             raise ConfigError(f"SplinePruning.score: expected share or strength, got {score!r}")
-        if sparsity < 0 or calibration_batches < 1:
+        if sparsity < 0 or not is_whole(calibration_batches, 1):
             raise ConfigError(
                 f"SplinePruning.sparsity, calibration_batches: expected at least 0 and 1, got {sparsity} and "
                 f"{calibration_batches}"
@@ -78,14 +80,28 @@ class SplinePruning(Callback):
         self.epochs = sorted(epochs)
         self.fraction, self.granularity, self.score = fraction, granularity, score
         self.sparsity, self.calibration_batches, self.structural = sparsity, calibration_batches, structural
+        self._watch = ExitStack()
+        self._begin()
+
+    def _begin(self) -> None:
         self.done: list[int] = []
         self._moments: dict[str, SplineMoments] = {}
-        self._watch = ExitStack()
+        self._seen: dict[str, SplineMoments] = {}
+        self._watched = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds the layers, and checks that their edges can be taken out."""
-        if stage != "fit":
-            return
+        if begins_anew(trainer, stage):
+            self._begin()
+        if stage == "fit" and (spline_layers(pl_module) or not builds_late(pl_module)):
+            self._check(pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks again at a module that makes layers after the callbacks' `setup`."""
+        if builds_late(pl_module):
+            self._check(pl_module)
+
+    def _check(self, pl_module: LightningModule) -> None:
         if not spline_layers(pl_module):
             raise ConfigError(
                 f"SplinePruning: {type(pl_module).__name__} has no framework.nn spline layer; take the callback out of "
@@ -104,25 +120,22 @@ class SplinePruning(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Observes the first batches of an epoch whose moments will be asked for."""
         if batch_idx == 0:
-            self._seen: dict[str, SplineMoments] = {}
-        if batch_idx < self.calibration_batches and self._needed(trainer):
+            self._seen, self._watched = {}, 0
+        if self._watched < self.calibration_batches and self._needed(trainer):
+            self._watched += 1
             # compiled code does not call hooks
-            torch.compiler.set_stance("force_eager")
+            self._watch.enter_context(torch.compiler.set_stance("force_eager"))
             self._watch.enter_context(observe(spline_layers(pl_module), self._seen))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stops observing."""
-        self._stop_watching()
+        self._watch.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves no hooks behind."""
-        self._stop_watching()
-
-    def _stop_watching(self) -> None:
         self._watch.close()
-        torch.compiler.set_stance("default")
 
     def _needed(self, trainer: Trainer) -> bool:
         return self.sparsity > 0 or any(e not in self.done and e <= trainer.current_epoch + 1 for e in self.epochs)
@@ -132,14 +145,19 @@ class SplinePruning(Callback):
         if not self._needed(trainer):
             self._moments = {}
             return
-        add_over_ranks((t for moments in self._seen.values() for t in moments.tensors().values()), pl_module.device)
-        self._moments = self._seen
+        names = set(gather_lists(sorted(self._seen)))  # a layer may have had input on some ranks only
+        layers = {name: layer for name, layer in spline_layers(pl_module).items() if name in names}
+        moments = {n: self._seen.get(n) or SplineMoments.empty(x, x.in_channels) for n, x in layers.items()}
+        add_over_ranks((t for sums in moments.values() for t in sums.tensors().values()), pl_module.device)
+        if moments or not self._moments:
+            self._moments = moments
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Adds the group lasso's gradient, which is the same on every rank."""
         if self.sparsity > 0:
+            trained = trained_by(optimizer)
             for name, layer in spline_layers(pl_module).items():
-                if self._fits(name, layer):
+                if self._fits(name, layer) and id(layer.coefficients) in trained:
                     covariance = self._moments[name].covariance().to(layer.coefficients)
                     add_group_lasso_gradient(layer, covariance, self.sparsity)
 
@@ -152,16 +170,24 @@ class SplinePruning(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prunes where it is due; a grid that has just grown is observed for one epoch first."""
         due = [e for e in self.epochs if e <= trainer.current_epoch and e not in self.done]
-        layers = spline_layers(pl_module)
-        if due and all(self._fits(name, layer) for name, layer in layers.items()):
+        known = {name: layer for name, layer in spline_layers(pl_module).items() if name in self._moments}
+        if due and known and all(self._fits(name, layer) for name, layer in known.items()):
             self.done += due
             self.prune(trainer, pl_module, self.fraction * len(self.done) / len(self.epochs))
+        elif due and not known:
+            say(f"SplinePruning: no spline layer had input in epoch {trainer.current_epoch - 1}; nothing is pruned")
 
     def prune(self, trainer: Trainer, pl_module: LightningModule, fraction: float) -> None:
-        """The event itself: brings the removed share of all edges to `fraction`."""
-        layers = spline_layers(pl_module)
+        """The event itself: brings the removed share of all edges of layers that had input to `fraction`."""
+        every = spline_layers(pl_module)
+        layers = {name: layer for name, layer in every.items() if name in self._moments}
+        if unseen := [name for name in every if name not in layers]:
+            say(f"SplinePruning: {few(unseen)} had no input in epoch {trainer.current_epoch - 1} and stay as they are")
         scores = edge_scores(layers, self._moments, self.score)
         groups = pl_module.channel_groups() if isinstance(pl_module, GroupsChannels) else None
+        if groups is not None:
+            inside = {id(layer) for layer in layers.values()}
+            groups = [group for group in groups if all(id(layer) in inside for layer, _ in group)]
         keep = choose_edges(layers, scores, fraction, self.granularity, groups)
         change = self._lost(layers, keep)
         copies = [spline_layers(copy) for copy in averaged_models(trainer)]
@@ -173,9 +199,9 @@ class SplinePruning(Callback):
                 copy[name].prune_edges(keep[name], self._moments[name])
         for optimizer in trainer.optimizers:
             optimizer.zero_grad()
-        edges = sum(layer.mask.numel() for layer in layers.values())
-        removed = 1 - sum(int(layer.live.sum()) for layer in layers.values()) / edges
-        live = sum(layer.live_parameters() for layer in layers.values())
+        edges = sum(layer.mask.numel() for layer in every.values())
+        removed = 1 - sum(int(layer.live.sum()) for layer in every.values()) / edges
+        live = sum(layer.live_parameters() for layer in every.values())
         for logger in trainer.loggers:
             figures = {"prune/removed": removed, "prune/function_change": change, "prune/live_parameters": float(live)}
             logger.log_metrics(figures, step=trainer.global_step)
@@ -208,9 +234,10 @@ class SplinePruning(Callback):
             "global_step": trainer.global_step,
         }
         smaller.on_save_checkpoint(checkpoint)
-        WholeCheckpoints().save_checkpoint(checkpoint, folder / "shrunk.ckpt")
+        path = free_path(folder / "shrunk.ckpt")
+        WholeCheckpoints().save_checkpoint(checkpoint, path)
         before, after = (sum(p.numel() for p in m.parameters()) for m in (pl_module, smaller))
-        say(f"smaller network: {after} of {before} allocated parameters, {folder / 'shrunk.ckpt'}")
+        say(f"smaller network: {after} of {before} allocated parameters, {path}")
 
     # ------------------------------------------------------------------ state
 

@@ -295,7 +295,8 @@ def test_a_maximum_that_cannot_be_reached_lists_the_sizes(tmp_path) -> None:
 def test_unknown_optimizers_are_refused() -> None:
     layer = KANLinear(2, 2)
     with pytest.raises(ConfigError, match="the moments of LBFGS cannot be carried over.*Adam"):
-        check_optimizers([torch.optim.LBFGS(layer.parameters())])
+        check_optimizers([torch.optim.LBFGS(layer.parameters())], [layer])
+    check_optimizers([torch.optim.LBFGS(KANLinear(2, 2).parameters())], [layer])  # of another network
 
 
 def test_an_unknown_figure_lists_the_known_ones(tmp_path) -> None:

@@ -30,14 +30,24 @@ DEGREES = {
 SIGNED = {"exp_avg", "momentum_buffer", "grad_avg"}
 
 
-def check_optimizers(optimizers: Iterable[Optimizer]) -> None:
-    """Refuses an optimizer whose state is not known here.
+#: what schedulers keep in a group beside its rate, as OneCycleLR and SWALR
+RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+
+
+def trained_by(optimizer: Optimizer) -> set[int]:
+    """Ids of the parameters that an optimizer holds."""
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def check_optimizers(optimizers: Iterable[Optimizer], layers: Iterable[SplineLayer]) -> None:
+    """Refuses an optimizer of some layer's coefficients whose state is not known here.
 
     Raises:
         ConfigError: names the optimizer and those that are known.
     """
+    coefficients = {id(layer.coefficients) for layer in layers}
     for optimizer in optimizers:
-        if type(optimizer) not in KNOWN_OPTIMIZERS:
+        if type(optimizer) not in KNOWN_OPTIMIZERS and coefficients & trained_by(optimizer):
             known = ", ".join(cls.__name__ for cls in KNOWN_OPTIMIZERS)
             raise ConfigError(
                 f"optimizer: the moments of {type(optimizer).__name__} cannot be carried over a grid change; use one "
@@ -91,9 +101,9 @@ def rescale_groups(optimizer: Optimizer, layers: Iterable[SplineLayer], factor: 
     """
     coefficients = {id(layer.coefficients) for layer in layers}
     notes = []
+    rated = isinstance(optimizer, SGD)
     for number, group in enumerate(optimizer.param_groups):
         inside = [id(p) in coefficients for p in group["params"]]
-        rated = isinstance(optimizer, SGD)
         if not any(inside) or not (rated or group.get("weight_decay")):
             continue
         if not all(inside):
@@ -104,11 +114,33 @@ def rescale_groups(optimizer: Optimizer, layers: Iterable[SplineLayer], factor: 
             continue
         if group.get("weight_decay"):
             group["weight_decay"] /= factor
-        if rated:
-            for key in ("lr", "initial_lr"):
-                if key in group:
-                    group[key] *= factor
+        for key in RATES if rated else ():
+            if key in group:
+                group[key] *= factor
     return notes
+
+
+def rescale_scheduler(scheduler: Any, layers: Iterable[SplineLayer], factor: float) -> None:
+    """Lets a scheduler follow `rescale_groups`: it computes rates from copies of its own of the groups' first ones.
+
+    Args:
+        scheduler: of torch, or a chain of them; what has no such copies is left alone.
+        layers: whose grids have grown.
+        factor: r, new cells per old cell.
+    """
+    layers = list(layers)
+    for part in getattr(scheduler, "_schedulers", ()):
+        rescale_scheduler(part, layers, factor)
+    optimizer = getattr(scheduler, "optimizer", None)
+    if not isinstance(optimizer, SGD):
+        return
+    coefficients = {id(layer.coefficients) for layer in layers}
+    insides = [[id(p) in coefficients for p in group["params"]] for group in optimizer.param_groups]
+    rescaled = [bool(inside) and all(inside) for inside in insides]
+    for name in ("base_lrs", "max_lrs"):
+        rates = getattr(scheduler, name, None)
+        if rates is not None:
+            setattr(scheduler, name, [r * factor if s else r for r, s in zip(rates, rescaled, strict=True)])
 
 
 def stop_momentum(optimizer: Optimizer, layer: SplineLayer) -> None:
