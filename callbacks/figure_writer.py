@@ -13,7 +13,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 
+from callbacks.when import begins_anew, is_whole
 from framework.distributed import run_folder
+from framework.errors import ConfigError
 from framework.figures import training_curves
 from framework.nn.filters.replacement import evaluating
 from framework.outputs import free_path, optional_output
@@ -23,7 +25,8 @@ from framework.protocols import DrawsFigures
 class FigureWriter(Callback):
     """Writes the figures a module draws of its first evaluation batch, and the training curves, at the end of a run.
 
-    They go to `figures/NAME.png` in the run folder and to TensorBoard when it is there.
+    They go to `figures/NAME.png` in the run folder, `NAME_1.png` for those of a second verb of one Trainer, and to
+    TensorBoard when it is there.
 
     Args:
         max_samples: of the first batch to draw.
@@ -31,11 +34,22 @@ class FigureWriter(Callback):
     """
 
     def __init__(self, max_samples: int = 4, dpi: int = 110) -> None:
+        for name, value in {"max_samples": max_samples, "dpi": dpi}.items():
+            if not is_whole(value, 1):
+                raise ConfigError(f"FigureWriter.{name}: expected a whole number, at least 1, got {value}")
         self.max_samples = max_samples
         self.dpi = dpi
+        self._begin()
+
+    def _begin(self) -> None:
         self.elapsed: float | None = None
         self._first_step_at: float | None = None
         self._batch: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forgets what it has kept of another fit."""
+        if begins_anew(trainer, stage):
+            self._begin()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remembers when training began."""
@@ -74,9 +88,16 @@ class FigureWriter(Callback):
             save_figure(trainer, "training_curves", figure_of_curves, self.dpi)
 
     def _head(self, batch: Any) -> Any:
-        if isinstance(batch, Mapping):
-            return {k: v[: self.max_samples] if isinstance(v, torch.Tensor) and v.ndim else v for k, v in batch.items()}
-        return batch
+        if not isinstance(batch, Mapping):
+            return batch
+        lengths = [len(v) for v in batch.values() if isinstance(v, torch.Tensor) and v.ndim]
+        lengths = lengths or [len(v) for v in batch.values() if isinstance(v, list | tuple)]
+
+        def cut(value: Any) -> bool:
+            many = isinstance(value, list | tuple) and len(value) == max(lengths)
+            return many or (isinstance(value, torch.Tensor) and value.ndim > 0)
+
+        return {k: v[: self.max_samples] if cut(v) else v for k, v in batch.items()}
 
 
 def save_figure(trainer: Trainer, name: str, figure: Figure, dpi: int = 110) -> Path:

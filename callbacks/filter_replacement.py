@@ -15,8 +15,9 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from callbacks.figure_writer import save_figure
+from callbacks.when import builds_late
 from framework.distributed import broadcast_tensors, run_folder, same_on_all_ranks, say
-from framework.errors import ConfigError, DivergenceError
+from framework.errors import ConfigError, DataError, DivergenceError
 from framework.figures import explained_energy, replacement_figure
 from framework.nn import (
     ReferenceStatistics,
@@ -32,7 +33,7 @@ from framework.nn import (
     reference_statistics,
     swapped,
 )
-from framework.outputs import optional_output
+from framework.outputs import free_path, optional_output
 from framework.protocols import HasCalibration
 
 DEFAULT_BANKS = ("A", "B", "C1", "C2", "D1", "D2", "random", "k-lines", "sigma-network", "sigma-layer", "sigma-filter")
@@ -98,12 +99,12 @@ class FilterReplacement(Callback):
             ConfigError: the module has no depthwise convolution, a bank is unknown, or recalibration has no pictures.
         """
         self._active = trainer.state.fn in (TrainerFn.TESTING, TrainerFn.VALIDATING)
-        self._convolutions = depthwise_convolutions(pl_module)
         self._learned = None if self.filters_file is None else load_filters(self.filters_file)
-        some = {name: torch.eye(conv.kernel_size[0])[None] for name, conv in self._convolutions.items()}
-        for bank in self.banks:
-            if bank not in ("k-lines", "sigma-layer", "sigma-network", "sigma-filter"):
-                make_bank(bank, some, self._learned, self.seed)
+        try:
+            self._find(pl_module)
+        except ConfigError:
+            if not builds_late(pl_module):
+                raise
         data = getattr(trainer, "datamodule", None)
         if self._active and self.recalibrate is not None and not isinstance(data, HasCalibration):
             raise ConfigError(
@@ -111,18 +112,34 @@ class FilterReplacement(Callback):
                 "data.calibration_images, or set recalibrate: null"
             )
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks at a module that may make layers after the callbacks' `setup`."""
+        if builds_late(pl_module):
+            self._find(pl_module)
+
+    on_test_start = on_validation_start = on_fit_start
+
+    def _find(self, pl_module: LightningModule) -> None:
+        self._convolutions = depthwise_convolutions(pl_module)
+        some = {name: torch.eye(conv.kernel_size[0])[None] for name, conv in self._convolutions.items()}
+        for bank in self.banks:
+            if bank not in ("k-lines", "sigma-layer", "sigma-network", "sigma-filter"):
+                make_bank(bank, some, self._learned, self.seed)
+
     # ------------------------------------------------------------------ before the first batch
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Builds all banks, and recalibrates; on rank 0, and broadcast."""
         if not self._active:
             return
+        self._precision = trainer.precision_plugin
         with torch.inference_mode(False), evaluating(pl_module):
             self._energies: dict[str, list[float]] = {}
             images = self._calibration_images(trainer, pl_module) if self.recalibrate else None
             reference = None
             if images is not None:
-                reference = reference_statistics(pl_module, pl_module, self._convolutions.values(), images)
+                with trainer.precision_plugin.forward_context():
+                    reference = reference_statistics(pl_module, pl_module, self._convolutions.values(), images)
             weights = {n: c.weight.detach().flatten(0, 1) for n, c in self._convolutions.items()}
             self._variants = [self._variant("original", False, [], 1.0, pl_module)]
             for bank in self.banks:
@@ -156,7 +173,8 @@ class FilterReplacement(Callback):
         energy = float(torch.tensor(shares, dtype=torch.float64).nanmean())
         self._variants.append(self._variant(bank, False, changes, energy, pl_module, weights))
         if self.recalibrate is not None and images is not None and reference is not None:
-            tuned = recalibrated(pl_module, pl_module, changes, reference, images, self.recalibrate)
+            with self._precision.forward_context():
+                tuned = recalibrated(pl_module, pl_module, changes, reference, images, self.recalibrate)
             broadcast_tensors(value for _, value in tuned)
             self._variants.append(self._variant(bank, True, tuned, energy, pl_module, weights))
 
@@ -176,7 +194,7 @@ class FilterReplacement(Callback):
     def _calibration_images(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
         dataset: Any = trainer.datamodule.calibration_dataset()  # type: ignore[attr-defined]
         images = torch.stack([dataset[i]["image"] for i in range(len(dataset))])
-        return images.to(pl_module.device)
+        return trainer.precision_plugin.convert_input(images.to(pl_module.device))
 
     # ------------------------------------------------------------------ every batch
 
@@ -192,16 +210,18 @@ class FilterReplacement(Callback):
         """Evaluates the batch with every bank.
 
         Raises:
-            ConfigError: the batch has no `image` and `label`, or the module's output is not (B, classes).
+            ConfigError: the batch has no `image` and `label`, or the module's output is not (B, classes). DataError:
+                labels that are not one number per image.
         """
         if not self._active:
             return
         if not isinstance(batch, Mapping) or not {"image", "label"} <= set(batch):
             raise ConfigError("FilterReplacement: needs batches with the keys 'image' and 'label'")
-        with evaluating(pl_module), trainer.precision_plugin.forward_context():
+        with evaluating(pl_module):
             for number, variant in enumerate(self._variants):
                 shared = (self._prefix.replay if number else self._prefix.record) if self.share_prefix else nullcontext
-                with swapped(variant.changes), shared():
+                # each in a context of its own: autocast remembers a weight's cast until its context ends
+                with swapped(variant.changes), trainer.precision_plugin.forward_context(), shared():
                     _count(variant, pl_module(batch["image"]), batch["label"])
 
     on_validation_batch_end = on_test_batch_end
@@ -244,8 +264,9 @@ class FilterReplacement(Callback):
             return
         folder = run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
-        with optional_output(folder / "filter_replacement.csv"):
-            table.to_csv(folder / "filter_replacement.csv", index=False, float_format="%.6g")
+        path = free_path(folder / "filter_replacement.csv")
+        with optional_output(path):
+            table.to_csv(path, index=False, float_format="%.6g")
         layers = [name.removeprefix("network.") for name in self._convolutions]
         save_figure(trainer, "filter_replacement", replacement_figure(table))
         energy = {bank: torch.tensor(shares).numpy() for bank, shares in self._energies.items()}
@@ -257,6 +278,11 @@ class FilterReplacement(Callback):
 
 
 def _count(variant: Variant, logits: Any, label: Tensor) -> None:
+    if label.ndim != 1:
+        raise DataError(
+            f"FilterReplacement: expected label (B,), one class per image, got {tuple(label.shape)}; give batches with "
+            "one number per image"
+        )
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(label):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(f"FilterReplacement: expected a module that maps images to logits (B, classes), got {shape}")

@@ -1,5 +1,6 @@
 """Class maps of the images, computed once and handed to the model that asks for them."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from callbacks.figure_writer import save_figure
-from framework.distributed import broadcast_tensors, ranks, say
+from callbacks.when import begins_anew
+from framework.distributed import broadcast_tensors, ranks, run_folder, say
 from framework.errors import ConfigError, DataError
 from framework.figures import segmentation_map_panel
 from framework.nn import equal_bins, kmeans_colours, luminance, map_bits, multi_otsu
-from framework.outputs import optional_output
+from framework.outputs import free_path, optional_output
 from framework.protocols import HasDatasets, NamesSamples, TakesSegmentation
 from framework.serialization import import_target
 
@@ -47,7 +49,11 @@ class SegmentationMaps(Callback):
         self.method = method
         self.max_images = max_images
         self._function = None if method in METHODS else import_target(method, "SegmentationMaps.method")
-        self._drawn = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._drawn_in: Path | None = None
+        self._maps: Tensor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Computes the maps and hands them over.
@@ -55,6 +61,9 @@ class SegmentationMaps(Callback):
         Raises:
             ConfigError: the model asks for none, or the data module has no images. DataError: a map of another shape.
         """
+        if begins_anew(trainer, stage):
+            self._begin()
+        self._maps = None
         if not isinstance(pl_module, TakesSegmentation):
             raise ConfigError(
                 f"SegmentationMaps: {type(pl_module).__name__} does not ask for class maps (it has no "
@@ -115,12 +124,14 @@ class SegmentationMaps(Callback):
 
     @rank_zero_only
     def _report(self, trainer: Trainer) -> None:
-        if self._drawn or not hasattr(self, "_maps"):
+        folder = run_folder(trainer)
+        if self._maps is None or self._drawn_in == folder:
             return
-        self._drawn = True
+        self._drawn_in = folder
         names, pictures, maps, rows = [], [], [], []
         for i in range(len(self._maps)):
-            rgb, labels, name = *self._upright(i), self._name(trainer, i)
+            rgb, labels = self._upright(i, self._maps[i].numpy())
+            name = self._name(trainer, i)
             bits = map_bits(labels, self._classes)
             rows.append({"image": name, "method": self.method, "classes": self._classes, **bits})
             if i < self.max_images:
@@ -135,18 +146,15 @@ class SegmentationMaps(Callback):
         if not trainer.loggers or getattr(trainer, "fast_dev_run", False):
             return
         notes = [f"{row['context']:.3f} bits per pixel ({row['png']:.3f} as PNG)" for row in rows[: self.max_images]]
-        path = save_figure(
-            trainer, "segmentation_maps", segmentation_map_panel(pictures, maps, self._classes, names, notes)
-        )
-        table = path.parent.parent / "segmentation_maps.csv"
+        save_figure(trainer, "segmentation_maps", segmentation_map_panel(pictures, maps, self._classes, names, notes))
+        table = free_path(folder / "segmentation_maps.csv")
         with optional_output(table):
             pd.DataFrame(rows).round(4).to_csv(table, index=False)
 
-    def _upright(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _upright(self, index: int, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(H, W, 3) uint8 picture and (H, W) map as the image stands."""
         sample: dict[str, Any] = self._dataset[index]
         rgb = np.rint(sample["image"].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
-        labels = self._maps[index].numpy()
         height, width = sample["size"].tolist() if "size" in sample else labels.shape
         return (rgb.transpose(1, 0, 2), labels.T) if height > width else (rgb, labels)
 

@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from framework.distributed import run_folder
-from framework.outputs import optional_output
+from framework.outputs import free_path, optional_output
 from models.levels_of_experts.images import Images
 
 
@@ -47,10 +47,10 @@ def image_table(
 
 
 def write_table(trainer: Trainer, table: pd.DataFrame) -> None:
-    """Writes `images.csv` into the run folder, if there is one. Rank 0 only."""
+    """Writes `images.csv` into the run folder, if there is one; beside a file that is there. Rank 0 only."""
     if not trainer.loggers or getattr(trainer, "fast_dev_run", False):
         return
-    folder = run_folder(trainer)
-    with optional_output(folder / "images.csv"):
-        folder.mkdir(parents=True, exist_ok=True)
-        table.to_csv(folder / "images.csv", index=False)
+    path = free_path(run_folder(trainer) / "images.csv")
+    with optional_output(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, index=False)

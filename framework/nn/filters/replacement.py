@@ -148,7 +148,7 @@ def recalibrated(
     def correct_convolution(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         mean, std = _moments(output)
         ratio, shift = _rescale(module, mean, std, *moments[module])
-        return output * ratio.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        return (output * ratio.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(output.dtype)
 
     replaced = {id(target) for target, _ in changes}
     saved = [(t, t.detach().clone()) for t in touched if id(t) not in replaced]
