@@ -80,8 +80,9 @@ class OriginPaths(Callback):
         if len(self._pixels) < 8 and isinstance(batch, Mapping) and {"image", "mask"} <= set(batch):
             image = batch["image"].float()
             values, labels = (image.mean(1) if image.ndim == 4 else image).flatten(), batch["mask"].flatten()
-            labelled = labels != getattr(pl_module, "ignore_index", None)
-            self._pixels.append((values[labelled].cpu().numpy(), labels[labelled].cpu().numpy()))
+            if (ignored := getattr(pl_module, "ignore_index", None)) is not None:
+                values, labels = values[labels != ignored], labels[labels != ignored]
+            self._pixels.append((values.cpu().numpy(), labels.cpu().numpy()))
 
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -115,7 +115,7 @@ def test_pixels_without_a_label_are_in_no_histogram(tmp_path: Path, histograms: 
     module = Linear()
     module.ignore_index = 255
     trainer = quiet(tmp_path, max_epochs=1, callbacks=[OriginPaths()], logger=CSVLogger(tmp_path))
-    trainer.fit(module, DataLoader(Samples(labelled), batch_size=4))
+    trainer.fit(module, DataLoader(Samples(labelled), batch_size=3))
     assert [h.sum(1).tolist() for h in histograms] == [[12, 12]]
 
 
@@ -128,7 +128,7 @@ def test_batches_of_any_kind_train(tmp_path: Path, keys: set[str] | None, histog
     trainer = quiet(
         tmp_path, max_epochs=1, callbacks=[OriginPaths()], logger=CSVLogger(tmp_path), precision="bf16-true"
     )
-    trainer.fit(Linear(), DataLoader(Samples(make), batch_size=4))
+    trainer.fit(Linear(), DataLoader(Samples(make), batch_size=3))
     assert len(histograms) == (keys is not None and "mask" in keys)
 
 
