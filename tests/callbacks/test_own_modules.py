@@ -137,7 +137,8 @@ class Adversarial(Splines):
         self.added: list[tuple[float, float]] = []
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:  # type: ignore[override]
-        own, others = self.optimizers()  # type: ignore[misc]
+        optimizers: Any = self.optimizers()
+        own, others = optimizers
         own.zero_grad(), others.zero_grad()
         loss = super().training_step(batch, batch_idx) + self.other(torch.ones(1, 3)).square().mean()
         self.manual_backward(loss)
