@@ -409,6 +409,12 @@ def test_what_cannot_be_is_said() -> None:
         ({"kind": "int8", "rank": 2}, "rank: int8 has none, got 2"),
         ({"kind": "table", "entries": 1}, "entries: expected a whole number of table entries, at least 2, got 1"),
         ({"kind": "int8", "entries": 0}, "entries: expected"),
+        (
+            {"kind": "int8", "entries": "many"},
+            "entries: expected a whole number of table entries, at least 2, got 'many'",
+        ),
+        ({"kind": "table", "entries": 8.0}, "entries: expected a whole number of table entries, at least 2, got 8.0"),
+        ({"kind": "low_rank", "rank": "two"}, "rank: expected a whole number"),
         ({"kind": "low_rank", "rank": {"0": 2}}, "rank: expected one for each of , got none for"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -469,6 +475,19 @@ def test_a_layer_that_stands_at_two_places_is_replaced_at_both(kind: str) -> Non
     x = torch.randn(5, 3)
     torch.testing.assert_close(form["second"](x), spline_form(layer, kind, **KINDS[kind])(x))  # type: ignore[arg-type]
     assert isinstance(network["second"], KANLinear)
+
+
+@pytest.mark.parametrize("tail", ["linear", "clamp", "zero"])
+def test_a_table_has_a_slope_on_its_entries_too(tail: Any) -> None:
+    """On a binary fraction of a unit every entry is hit exactly; the slope is that of the chord behind it."""
+    layer = KANLinear(1, 1, grid_size=4, grid_range=(-2, 2), tail=tail).double()
+    layer.coefficients.normal_()
+    form = spline_form(layer, "table", entries=17)
+    x = (torch.arange(-8, 8, dtype=torch.float64) / 4)[:, None]
+    chords = (form(x + 0.125) - form(x)) / 0.125
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(form(x.requires_grad_()).sum(), x)
+    torch.testing.assert_close(slope, chords)
 
 
 def test_ranks_by_name_are_wanted_for_every_layer() -> None:

@@ -32,6 +32,11 @@ def two_numbers(grid_range: Any) -> tuple[float, float]:
     return low, high
 
 
+def is_whole(value: Any, least: int) -> bool:
+    """Whether a value is a whole number, of Python or numpy, and at least that; 2.0 and True are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
 @dataclass(frozen=True)
 class SplineGrid:
     """A uniform spline space.
@@ -55,9 +60,9 @@ class SplineGrid:
     tail: Tail = "linear"
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, Integral) or self.size < 1:
+        if not is_whole(self.size, 1):
             raise ConfigError(f"grid_size: expected a whole number of cells, at least 1, got {self.size!r}")
-        if self.order not in (1, 2, 3):
+        if not is_whole(self.order, 1) or self.order > 3:
             raise ConfigError(f"spline_order: expected 1, 2 or 3, got {self.order!r}")
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ConfigError(f"grid_range: expected two finite numbers low < high, got ({self.low}, {self.high})")
@@ -263,7 +268,7 @@ def refinement_matrix(grid: SplineGrid, factor: int) -> Tensor:
     Raises:
         ConfigError: a factor below 1 or not whole.
     """
-    if isinstance(factor, bool) or int(factor) != factor or factor < 1:
+    if not is_whole(factor, 1):
         raise ConfigError(f"factor: expected a whole number, at least 1, got {factor!r}")
     mask = torch.ones(1, dtype=torch.float64, device="cpu")
     for _ in range(grid.order + 1):

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from framework.errors import ConfigError
 from framework.nn.modes import followed
 from framework.nn.precision import without_autocast
-from framework.nn.splines.bspline import SplineGrid, greville, projection_matrix, refinement_matrix, two_numbers
+from framework.nn.splines.bspline import (
+    SplineGrid,
+    greville,
+    is_whole,
+    projection_matrix,
+    refinement_matrix,
+    two_numbers,
+)
 from framework.nn.splines.expansion import Route, expand
 from framework.nn.splines.low_rank import first_shapes
 from framework.nn.splines.options import SplineOptions
@@ -53,9 +60,10 @@ class SplineCoefficients(StoredCoefficients):
         dtype: Any,
     ) -> None:
         super().__init__()
-        if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
+        numbers = (in_channels, out_channels, groups)
+        if not all(is_whole(n, 1) for n in numbers) or in_channels % groups or out_channels % groups:
             raise ConfigError(
-                f"in_channels, out_channels, groups: expected positive numbers, both channel numbers divisible by "
+                "in_channels, out_channels, groups: expected positive numbers, both channel numbers divisible by "
                 f"groups, got {in_channels}, {out_channels}, {groups}"
             )
         self.max_grid_size = options.room
@@ -244,8 +252,7 @@ class SplineCoefficients(StoredCoefficients):
         """Basis (and base) values of every input, (...) -> (..., n) or (..., n + 1), see `expand`."""
         self.check_grid()
         self.check_spare_rows()
-        # of a low rank the coefficients are computed, of all edges, which nobody needs for their dtype
-        stored = self.coefficients if self.rank is None else self.shapes
+        stored = self.coefficients if self.rank is None else self.shapes  # with a rank all edges would be composed
         return expand(x, self.grid, self.base, self._route(x), stored.dtype)
 
     def _route(self, x: Tensor) -> Route:

@@ -5,7 +5,6 @@ Y[o] = sum_{c,i,j} phi_{o,c,i,j}(X[c] shifted by (i, j)) with phi = sum_k w_k B_
 """
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, Unpack, cast
 
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from torch.nn.modules.utils import _pair
 
 from framework.errors import ConfigError
 from framework.nn.options import spelled_out
+from framework.nn.splines.bspline import is_whole
 from framework.nn.splines.layer import SplineLayer
 from framework.nn.splines.options import SplineArguments, SplineOptions
 
@@ -287,6 +287,6 @@ def _positive_pair(name: str, value: Size) -> tuple[int, int]:
 
 def _whole_pair(name: str, value: Size, least: int) -> tuple[int, int]:
     pair = tuple(_pair(value))
-    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, Integral) or v < least for v in pair):
+    if len(pair) != 2 or not all(is_whole(v, least) for v in pair):
         raise ConfigError(f"{name}: expected one or two whole numbers, at least {least}, got {value!r}")
     return cast(tuple[int, int], pair)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from framework.errors import ConfigError
 from framework.nn.modes import followed
 from framework.nn.precision import at_least_float32
-from framework.nn.splines.bspline import SplineGrid, dense_basis, end_slopes
+from framework.nn.splines.bspline import SplineGrid, dense_basis, end_slopes, is_whole
 from framework.nn.splines.expansion import Base
 
 #: number types by their bytes: rows of a table are read as one number where there is one of their length
@@ -148,7 +148,7 @@ class TableLift(nn.Module):
     def __init__(self, shapes: Shapes, entries: int, dtype: torch.dtype) -> None:
         super().__init__()
         grid = shapes.grid
-        if int(entries) != entries or entries < 2:  # so no bool either
+        if not is_whole(entries, 2):
             raise ConfigError(f"entries: expected a whole number of table entries, at least 2, got {entries!r}")
         self.grid, self.base, self.count = grid, shapes.base, shapes.width
         self.per_cell = math.ceil((entries - 1) / grid.size)
@@ -181,7 +181,11 @@ class TableLift(nn.Module):
         return with_base(values, exact, self.base)
 
     def _clamped(self, u: Tensor) -> Tensor:
-        return u if self.grid.tail == "linear" else u.clamp(0, 1)
+        if self.grid.tail == "linear":
+            return u
+        inside = u.clamp(0, 1)
+        # a value on an entry has the slope behind it, where clamp has none
+        return torch.where((u >= 0) & (u <= 1), u, inside) if u.requires_grad else inside
 
     def _interpolated(self, index: Tensor, u: Tensor) -> Tensor:
         values, slopes = (read_rows(t, index).to(u.dtype) for t in (self.table, self.slope))
@@ -216,7 +220,7 @@ class ByteLift(nn.Module):
 
     def __init__(self, shapes: Shapes, entries: int, covered: tuple[float, float]) -> None:
         super().__init__()
-        if isinstance(entries, bool) or int(entries) != entries or entries < 2:
+        if not is_whole(entries, 2):
             raise ConfigError(f"entries: expected a whole number of table entries, at least 2, got {entries!r}")
         low, high = covered
         if not low < high:

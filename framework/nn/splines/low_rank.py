@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from framework.errors import ConfigError
-from framework.nn.splines.bspline import SplineGrid, greville, uniform_moments
+from framework.nn.splines.bspline import SplineGrid, greville, is_whole, uniform_moments
 
 
 def compose(shapes: Tensor, mix: Tensor, groups: int) -> Tensor:
@@ -71,7 +71,7 @@ def first_shapes(grid: SplineGrid, rank: int) -> Tensor:
 
 def check_rank(rank: int) -> None:
     """Raises ConfigError for a rank that is no whole number from 1."""
-    if isinstance(rank, bool) or int(rank) != rank or rank < 1:
+    if not is_whole(rank, 1):
         raise ConfigError(f"rank: expected a whole number of shapes per input channel, at least 1, got {rank!r}")
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TypedDict, get_args
 
 from framework.errors import ConfigError
-from framework.nn.splines.bspline import SplineGrid, Tail, two_numbers
+from framework.nn.splines.bspline import SplineGrid, Tail, is_whole, two_numbers
 from framework.nn.splines.expansion import Base, Implementation
 from framework.nn.splines.low_rank import check_rank
 
@@ -40,9 +39,7 @@ class SplineOptions:
 
     def __post_init__(self) -> None:
         size = self.grid.size
-        if self.max_grid_size is not None and (
-            isinstance(self.max_grid_size, bool) or not isinstance(self.max_grid_size, Integral)
-        ):
+        if not is_whole(self.room, 0):
             raise ConfigError(f"max_grid_size: expected a whole number of cells, got {self.max_grid_size!r}")
         if self.room < size:
             raise ConfigError(
