@@ -22,6 +22,16 @@ def followed() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 
+def batched(*tensors: Tensor) -> bool:
+    """Whether one of them stands for many gradients, which a backward pass is run for at once.
+
+    `torch.autograd.grad(is_grads_batched=True)`, with it `torch.autograd.functional.jacobian(vectorize=True)`. A
+    written-out backward pass then takes plain operations: nothing can be written into a tensor that is but one.
+    """
+    # of the engine's own vmap, not of `torch.func`'s; torch has no public question
+    return any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
+
+
 class Layer(nn.Module):
     """A layer that is followed, not read: TorchScript's reader of Python would stop in the middle, in its own words."""
 

@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from framework.nn.modes import followed
+
+_convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """16-bit floats and integers as float32; float32 and float64 as they are.
@@ -53,6 +57,8 @@ def full_precision(x: Tensor) -> Iterator[None]:
     At an intensity of 20000 bfloat16 has steps of 128 and TF32 steps of 16: both are wider than the differences that
     the method looks for.
 
+    The backward pass runs later, outside: see `exact_backward`.
+
     Args:
         x: tensor of any shape and dtype; only its device counts.
     """
@@ -60,10 +66,52 @@ def full_precision(x: Tensor) -> Iterator[None]:
         if not x.is_cuda:
             yield
             return
-        convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-        before = convolutions.fp32_precision
-        convolutions.fp32_precision = "ieee"
+        before = _convolutions.fp32_precision
+        _convolutions.fp32_precision = "ieee"
         try:
             yield
         finally:
-            convolutions.fp32_precision = before
+            _convolutions.fp32_precision = before
+
+
+def exact_backward(y: Tensor, *inputs: Tensor) -> Tensor:
+    """Switches TF32 off on CUDA for the backward pass of every convolution between some inputs and y.
+
+    What a kernel's gradient is summed from are the same raw intensities. Not of second derivatives, and not inside a
+    compiled graph, whose backward pass has no such places.
+
+    Args:
+        y: result of operations under `full_precision`.
+        inputs: what they were given; what made these stays as it is.
+
+    Returns:
+        y itself.
+    """
+    if not y.is_cuda or followed():
+        return y
+    seen: set[Any] = {t.grad_fn for t in inputs} | {None}
+    found: list[Any] = [y.grad_fn]
+    while found:
+        node = found.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        found += [before for before, _ in node.next_functions]
+        if "onvolution" in node.name() and not node.metadata.get("exact"):
+            node.metadata["exact"] = True  # guarded twice, the first guard would end before the second
+            _guard(node)
+    return y
+
+
+def _guard(node: torch.autograd.graph.Node) -> None:
+    kept: list[str] = []
+
+    def enter(_: Any) -> None:
+        kept.append(_convolutions.fp32_precision)
+        _convolutions.fp32_precision = "ieee"
+
+    def leave(*_: Any) -> None:
+        _convolutions.fp32_precision = kept.pop()
+
+    node.register_prehook(enter)
+    node.register_hook(leave)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from framework.errors import ConfigError
 from framework.nn.options import spelled_out
 from framework.nn.origins.korigins import KOrigins, convolve_folded, fold_korigins
-from framework.nn.precision import full_precision, promoted
+from framework.nn.precision import exact_backward, full_precision, promoted
 
 Widened = Literal["both", "last"]
 
@@ -114,7 +114,7 @@ class KOriginsConv(nn.Module):
         if frozen and x.device.type != "cpu":  # fewer bytes, which are an accelerator's limit here
             return convolve_folded(x, self.korigins, self.conv)
         with full_precision(x):
-            return self.conv(promoted(self.korigins(x), self.conv.weight))
+            return exact_backward(self.conv(promoted(self.korigins(x), self.conv.weight)), x)
 
 
 def _conv_block(in_channels: int, widths: Sequence[int], korigins: KOrigins | None, batch_norm: bool) -> nn.Sequential:
@@ -251,15 +251,16 @@ class KOriginsUNet(nn.Module):
         """
         self._check(x)
         with full_precision(x):
-            skips = [self._block(self.encoder[0], promoted(x, self.head.weight))]
+            skips = [exact_backward(self._block(self.encoder[0], promoted(x, self.head.weight)), x)]
         for block in self.encoder[1:]:
             skips.append(self._block(block, self.pool(skips[-1])))
-        x = skips.pop()
+        x, sources = skips[-1], list(skips)
+        skips.pop()
         # features keep the scale of the raw intensities: a bfloat16 decoder alone can move the logits by over 1 %
         with full_precision(x):
             for up, block in zip(self.up, self.decoder, strict=True):
                 x = self._block(block, torch.cat([up(promoted(x, self.head.weight)), skips.pop()], dim=1))
-            return self.head(x)
+            return exact_backward(self.head(x), *sources)
 
     def _block(self, block: nn.Module, x: Tensor) -> Tensor:
         if not (self.checkpoint and self.training and torch.is_grad_enabled()):

@@ -92,6 +92,41 @@ def test_function_transforms(name) -> None:
     close(many[1], torch.func.functional_call(layer, states[1], (x,)))
 
 
+def summed(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: layer(x).square().sum()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_many_gradients_at_once(name) -> None:
+    layer, x, _ = built(name, **({} if name == "FoldedKOrigins" else {"dtype": torch.float64}))
+    layer, x = layer.double(), x[:1].double()
+    one_by_one, together = (torch.autograd.functional.jacobian(layer, x, vectorize=v) for v in (False, True))
+    torch.testing.assert_close(together, one_by_one, rtol=1e-10, atol=1e-10)
+    out = layer(x)
+    parameters = list(layer.parameters())
+    basis = torch.randn(3, *out.shape, dtype=x.dtype)
+    many = torch.autograd.grad(out, parameters, basis, is_grads_batched=True, retain_graph=True, allow_unused=True)
+    for i, cotangent in enumerate(basis):
+        one = torch.autograd.grad(out, parameters, cotangent, retain_graph=True, allow_unused=True)
+        for a, b in zip(many, one, strict=True):
+            assert (a is None) == (b is None)
+            if b is not None:
+                torch.testing.assert_close(a[i], b, rtol=1e-10, atol=1e-10)
+    torch.manual_seed(1)
+    small = x if x.ndim == 2 else x[..., :3, :4]
+    one_by_one, together = (torch.autograd.functional.hessian(summed(layer), small, vectorize=v) for v in (False, True))
+    torch.testing.assert_close(together, one_by_one, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradcheck_of_many_gradients(name) -> None:
+    layer, x, _ = built(name)
+    layer = layer.double()
+    small = (x[:1] if x.ndim == 2 else x[:1, :, :3, :4]).double().requires_grad_()
+    assert torch.autograd.gradcheck(layer, small, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(layer, small, check_batched_grad=True)
+
+
 # ---------------------------------------------------------------------- devices, memory, sizes
 
 

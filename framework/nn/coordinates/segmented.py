@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework.nn.modes import followed
+from framework.nn.modes import batched, followed
 from framework.nn.precision import autocast_dtype
 
 #: (start, stop, expert) of rows that belong together
@@ -17,14 +17,22 @@ Run = tuple[int, int, int]
 def segmented(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Sequence[Sequence[Run]]) -> Tensor:
     """Sorted rows (B, N, in) through their runs' matrices (B, experts, out, in), a product a run: (B, N, out)."""
     x, weight, bias = as_autocast(x), as_autocast(weight), None if bias is None else as_autocast(bias)
-    if followed():
-        return torch.stack([_sliced(x, weight, bias, b, runs) for b, runs in enumerate(segments)])
+    return _product(x, weight, bias, segments)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Sequence[Sequence[Run]]) -> Tensor:
+    if followed() or batched(x, weight):
+        return _plain(x, weight, bias, segments)
     return cast(Tensor, _SegmentedLinear.apply(x, weight, bias, segments))
 
 
 def as_autocast(x: Tensor) -> Tensor:
     """x in autocast's dtype where autocast is on."""
     return x.to(autocast_dtype(x.device.type) or x.dtype)
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Sequence[Sequence[Run]]) -> Tensor:
+    return torch.stack([_sliced(x, weight, bias, b, runs) for b, runs in enumerate(segments)])
 
 
 def _sliced(x: Tensor, weight: Tensor, bias: Tensor | None, b: int, runs: Sequence[Run]) -> Tensor:
@@ -77,6 +85,8 @@ class _SegmentedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        if batched(grad):
+            return (*_of_many(x, weight, ctx.bias_shape, grad, ctx.segments, ctx.needs_input_grad), None)
         if torch.is_grad_enabled():
             return (*_twice(x, weight, ctx.bias_shape, grad, ctx.segments, ctx.needs_input_grad), None)
         grad = grad.contiguous()
@@ -112,7 +122,7 @@ def _twice(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, weight and bias as functions that are differentiable in turn."""
     experts = weight.shape[1]
-    grad_x = _SegmentedLinear.apply(grad, weight.mT, None, segments) if needs[0] else None
+    grad_x = _product(grad, weight.mT, None, segments) if needs[0] else None
     grad_weight = _SegmentedOuter.apply(grad, x, segments, experts) if needs[1] else None
     grad_bias = None
     if needs[2] and len(bias_shape) == 3:
@@ -120,6 +130,20 @@ def _twice(
     elif needs[2]:
         grad_bias = grad.sum(1)
     return grad_x, grad_weight, grad_bias
+
+
+def _of_many(
+    x: Tensor, weight: Tensor, bias_shape: Any, grad: Tensor, segments: Any, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The same for many gradients at once: those of the plain form."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # the bias itself was not kept, and no gradient depends on it
+        bias = None if bias_shape is None else weight.new_zeros(bias_shape, requires_grad=True)
+        out = _plain(x, weight, bias, segments)
+        wanted = [t for t, need in zip((x, weight, bias), needs, strict=False) if need]
+        found = iter(torch.autograd.grad(out, cast(Any, wanted), grad, create_graph=again))
+    return next(found) if needs[0] else None, next(found) if needs[1] else None, next(found) if needs[2] else None
 
 
 class _SegmentedOuter(torch.autograd.Function):
@@ -140,8 +164,8 @@ class _SegmentedOuter(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad, x = ctx.saved_tensors
         needs_grad, needs_x, *_ = ctx.needs_input_grad
-        of_grad = _SegmentedLinear.apply(x, cotangent, None, ctx.segments) if needs_grad else None
-        of_x = _SegmentedLinear.apply(grad, cotangent.mT, None, ctx.segments) if needs_x else None
+        of_grad = _product(x, cotangent, None, ctx.segments) if needs_grad else None
+        of_x = _product(grad, cotangent.mT, None, ctx.segments) if needs_x else None
         return of_grad, of_x, None, None
 
 

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from framework.errors import ConfigError
 from framework.nn.modes import Layer, followed, has_values, numbers
-from framework.nn.precision import at_least_float32, full_precision
+from framework.nn.precision import at_least_float32, exact_backward, full_precision
 
 
 class KOrigins(Layer):
     """Shift every input channel by K trainable intensity origins: Y[k * N + c] = X[c] - w[k, c].
 
     Section 2 of arXiv 2409.02281 (Y_k = X - J w_k). The subtraction is done in at least float32 under autocast too,
-    because its inputs are raw 16-bit intensities; a convolution that consumes the maps needs :func:`full_precision`.
+    because its inputs are raw 16-bit intensities; a convolution that consumes the maps needs :func:`full_precision`
+    and :func:`exact_backward`.
 
     Args:
         in_channels: N, channels of the input.
@@ -170,7 +171,7 @@ class FoldedKOrigins(Layer):
             conv, bias = self.conv, cast(Tensor, self.conv.bias)
             if followed():
                 return self._with_ones(x.to(inner), inner).to(dtype)
-            y = conv._conv_forward(x.to(inner), conv.weight.to(inner), bias.to(inner))
+            y = exact_backward(conv._conv_forward(x.to(inner), conv.weight.to(inner), bias.to(inner)), x)
             for rows, columns, correction in self._border(x.shape[-2], x.shape[-1]):
                 y[..., rows, columns].add_(correction)
         return y.to(dtype)
@@ -336,5 +337,5 @@ def convolve_folded(x: Tensor, korigins: KOrigins, conv: nn.Conv2d) -> Tensor:
         # a kernel element outside the image adds nothing: the same convolution of what lies outside takes it off again
         inside = torch.ones((1, *x.shape[-2:]), dtype=inner, device=x.device)
         reached = F.conv2d(inside, taps.unsqueeze(1).to(inner), None, *plain)
-        y = y + (reached - taps.sum((1, 2)).to(inner)[:, None, None])
+        y = exact_backward(y + (reached - taps.sum((1, 2)).to(inner)[:, None, None]), x)
     return y.to(dtype)

@@ -39,7 +39,8 @@ def scatter_gradient(x: Tensor, grid: SplineGrid, base: Base | None, gradient: T
     local_slopes(u, grid.order, slopes)
     if dropped is not None:
         slopes.masked_fill_(dropped, 0)
-    slopes.mul_(gradient.gather(-1, index))
+    # into what was gathered, which may be many gradients at once
+    slopes = gradient.gather(-1, index).to(slopes.dtype).mul_(slopes)
     result = slopes.sum(-1).mul_(1 / grid.step)
     if grid.tail == "clamp":
         result.masked_fill_(inside != exact, 0)

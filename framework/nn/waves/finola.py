@@ -5,18 +5,19 @@ z normalised over its channels. The matrices are shared by all positions and all
 """
 
 from collections.abc import Sequence
+from itertools import chain, islice
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from framework.errors import ConfigError
-from framework.nn.modes import Layer, followed
+from framework.nn.modes import Layer, batched, followed
 from framework.nn.precision import autocast_dtype, without_autocast
 from framework.nn.waves.options import Compile, Rollout
 from framework.nn.waves.plain import plain_map
 from framework.nn.waves.routes import Route
-from framework.nn.waves.steps import DIRECTIONS, Plan, Scheme, normalized
+from framework.nn.waves.steps import DIRECTIONS, Plan, Scheme, Tape, normalized
 from framework.nn.waves.together import Together
 from framework.nn.waves.wavefront import Wavefront
 
@@ -34,51 +35,51 @@ class _FinolaMap(torch.autograd.Function):
     """(B, M, C) start vectors and (4, C, C) matrices -> (B, H, W, C), with the backward written out.
 
     Forward keeps only zhat and 1/sigma of every cell; with `checkpoint` it keeps nothing, and backward rolls one path
-    after the other out again, so that memory does not depend on M.
+    after the other out again, so that memory does not depend on M. All that is kept goes through autograd's hands: it
+    is freed by the backward pass, and hooks on saved tensors (activation checkpointing, offloading) see it.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, weight: Tensor, plan: Plan, checkpoint: bool, grad: bool) -> Tensor:  # type: ignore[override]
         ctx.plan, ctx.checkpoint = plan, checkpoint
-        ctx.save_for_backward(q, weight)
         keep = grad and not checkpoint and any(ctx.needs_input_grad[:2])
         out = q.new_empty(len(q), *plan.size, q.shape[-1])
         factors = weight.to(plan.product)
-        ctx.tapes = []
+        tapes: list[Tape] = []
         with without_autocast(q.device.type):
             for part in _parts(plan, q.device):
                 # chains that run together hold their states: without a backward pass, those of one path at a time
                 for path in _paths(q, checkpoint or (isinstance(part, Together) and not keep)):
-                    ctx.tapes.append(part.forward(path, factors, out, not ctx.tapes, keep))
+                    tapes.append(part.forward(path, factors, out, not tapes, keep))
+        ctx.lengths = [len(tape) for tape in tapes]
+        ctx.save_for_backward(q, weight, *chain.from_iterable(tapes))
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
-        q, weight = ctx.saved_tensors
+        q, weight, *kept = ctx.saved_tensors
         plan: Plan = ctx.plan
-        if torch.is_grad_enabled():  # a graph of the gradients is asked for (create_graph)
+        if torch.is_grad_enabled() or batched(g):  # a graph of the gradients is asked for (create_graph), or many
             return (*_twice(q, weight, plan, g, ctx.needs_input_grad), None, None, None)
         factors = weight.to(plan.product)
         grad_q, grad_weight = torch.zeros_like(q), torch.zeros_like(weight)
-        kept = iter(ctx.tapes)
+        tensors = iter(kept)
+        tapes = iter([list(islice(tensors, length)) for length in ctx.lengths])
         with without_autocast(q.device.type):
             for part in _parts(plan, q.device):
                 for path, grad_path in zip(_paths(q, ctx.checkpoint), _paths(grad_q, ctx.checkpoint), strict=True):
-                    # copied lists: the tensors stay for a second backward with retain_graph
-                    tapes = [list(tape) for tape in next(kept)]
-                    if ctx.checkpoint:
-                        tapes = part.forward(path, factors, None, False, True)
-                    grad_path += part.backward(path, factors, g, tapes, grad_weight)
+                    tape = part.forward(path, factors, None, False, True) if ctx.checkpoint else next(tapes)
+                    grad_path += part.backward(path, factors, g, tape, grad_weight)
         return grad_q, grad_weight, None, None, None
 
 
 def _twice(
     q: Tensor, weight: Tensor, plan: Plan, g: Tensor, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of q and weight as functions that are differentiable in turn: those of the plain form."""
-    wanted = [t for t, need in zip((q, weight), needs, strict=False) if need]
-    with without_autocast(q.device.type):
-        grads = iter(torch.autograd.grad(plain_map(q, weight, plan), wanted, g, create_graph=True))
+    """The gradients of q and weight in plain operations: those of the plain form, differentiable if asked for."""
+    wanted, again = [t for t, need in zip((q, weight), needs, strict=False) if need], torch.is_grad_enabled()
+    with without_autocast(q.device.type), torch.enable_grad():
+        grads = iter(torch.autograd.grad(plain_map(q, weight, plan), wanted, g, create_graph=again))
     return next(grads) if needs[0] else None, next(grads) if needs[1] else None
 
 

@@ -1,5 +1,7 @@
 """The separable scheme: a complete map by walking along one axis, then across it from every cell of that line."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -24,10 +26,10 @@ class Route:
         """Every (B, line, C) of an image (B, H, W, C): rows for the horizontal line, columns for the vertical one."""
         return image.unbind(1 + self.axis)
 
-    def forward(self, q: Tensor, weight: Tensor, out: Tensor | None, fresh: bool, keep: bool) -> list[Tape]:
-        """Adds share x the map of q (B, M, C), summed over M, to out (B, H, W, C), or writes it; returns the tapes."""
+    def forward(self, q: Tensor, weight: Tensor, out: Tensor | None, fresh: bool, keep: bool) -> Tape:
+        """Adds share x the map of q (B, M, C), summed over M, to out (B, H, W, C), or writes it; returns the tape."""
         batch, paths, channels = q.shape
-        plan, tapes = self.plan, []
+        plan, tape = self.plan, cast(Tape, [])
         line = q.new_empty(batch * paths, self.line_length, channels)
         line[:, self.line_start] = q.flatten(0, 1)
         for bank in banks(self.axis, plan):
@@ -36,9 +38,9 @@ class Route:
                 line[:, self._cell(bank[chain], step, self.line_start)] = z
 
             lengths = [plan.length(d) for d in bank]
-            tapes.append(roll(q.flatten(0, 1), weight[bank], lengths, plan, along, keep))
+            roll(q.flatten(0, 1), weight[bank], lengths, plan, along, tape if keep else None)
 
-        targets = () if out is None else self._lines(out)  # without `out`: a checkpoint's second run, for its tapes
+        targets = () if out is None else self._lines(out)  # without `out`: a checkpoint's second run, for its tape
 
         def add(at: int, z: Tensor) -> None:
             if not targets:
@@ -56,10 +58,10 @@ class Route:
                 add(self._cell(bank[chain], step, self.cross_start), z)
 
             lengths = [plan.length(d) for d in bank]
-            tapes.append(roll(line.flatten(0, 1), weight[bank], lengths, plan, across, keep))
-        return tapes
+            roll(line.flatten(0, 1), weight[bank], lengths, plan, across, tape if keep else None)
+        return tape
 
-    def backward(self, q: Tensor, weight: Tensor, g: Tensor, tapes: list[Tape], grad_weight: Tensor) -> Tensor:
+    def backward(self, q: Tensor, weight: Tensor, g: Tensor, tape: Tape, grad_weight: Tensor) -> Tensor:
         """The adjoint of `forward` for the map's gradient g (B, H, W, C): gradient of q, adds to grad_weight."""
         batch, paths, channels = q.shape
         plan = self.plan
@@ -77,7 +79,7 @@ class Route:
             lengths = [plan.length(d) for d in bank]
             part = grad_weight.new_zeros(len(bank), channels, channels)
             flat = g_line.flatten(0, 1)
-            g_line += roll_back(tapes.pop(), weight[bank], lengths, flat, across, part).view_as(g_line)
+            g_line += roll_back(tape, weight[bank], lengths, flat, across, part).view_as(g_line)
             grad_weight[bank] += part
         g_q = g_line[:, self.line_start].clone()
         for bank in reversed(banks(self.axis, plan)):
@@ -87,6 +89,6 @@ class Route:
 
             lengths = [plan.length(d) for d in bank]
             part = grad_weight.new_zeros(len(bank), channels, channels)
-            g_q += roll_back(tapes.pop(), weight[bank], lengths, g_q, along, part)
+            g_q += roll_back(tape, weight[bank], lengths, g_q, along, part)
             grad_weight[bank] += part
         return g_q.view_as(q)

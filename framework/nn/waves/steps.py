@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ Scheme = Literal["separable", "row_first", "column_first", "wavefront"]
 #: order of the matrices in `Finola.directional`
 DIRECTIONS = ("right", "left", "down", "up")
 
-Tape = list[tuple[Tensor, Tensor | None]]
+#: what the adjoint needs, in the order in which forward came to it: backward pops it from the end
+Tape = list[Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def advance(z: Tensor, weight: Tensor, plan: Plan, tape: Tape | None) -> None:
         factor = factor.to(plan.product)
         z += torch.bmm(factor, weight.mT)
     if tape is not None:
-        tape.append((factor, rstd))
+        tape += (factor, rstd)
 
 
 def retreat(g: Tensor, factor: Tensor, rstd: Tensor | None, weight: Tensor, grad_weight: Tensor) -> None:
@@ -97,20 +98,18 @@ def roll(
     lengths: Sequence[int],
     plan: Plan,
     emit: Callable[[int, int, Tensor], None],
-    keep: bool,
-) -> Tape:
-    """Chains of `lengths` (falling) steps from one start, one per matrix: emit(chain, step, (n, C))."""
-    tape: Tape = []
+    tape: Tape | None,
+) -> None:
+    """Chains of `lengths` (falling) steps from one start, one per matrix: emit(chain, step, (n, C)); adds to `tape`."""
     z, chains = z0.repeat(len(lengths), 1, 1), len(lengths)
     states = z.unbind(0)
     for step in range(1, lengths[0] + 1):
         if lengths[chains - 1] < step:  # the shorter chain has reached the border
             chains = sum(length >= step for length in lengths)
             z, weight = z[:chains], weight[:chains]
-        advance(z, weight, plan, tape if keep else None)
+        advance(z, weight, plan, tape)
         for chain in range(chains):
             emit(chain, step, states[chain])
-    return tape
 
 
 def roll_back(
@@ -121,14 +120,17 @@ def roll_back(
     absorb: Callable[[int, int, Tensor], None],
     grad_weight: Tensor,
 ) -> Tensor:
-    """The adjoint of `roll`: absorb(chain, step, g) adds what the emitted cell received; returns the start's share."""
+    """The adjoint of `roll`, whose end of the tape it takes off.
+
+    absorb(chain, step, g) adds what the emitted cell received; returns the start's share.
+    """
     g = like.new_zeros((len(lengths), *like.shape))
     for step in range(lengths[0], 0, -1):
         alive = sum(length >= step for length in lengths)
         for chain in range(alive):
             absorb(chain, step, g[chain])
-        factor, rstd = tape.pop()
-        retreat(g[:alive], factor, rstd, weight[:alive], grad_weight[:alive])
+        rstd, factor = tape.pop(), tape.pop()
+        retreat(g[:alive], cast(Tensor, factor), rstd, weight[:alive], grad_weight[:alive])
     return g.sum(0)
 
 

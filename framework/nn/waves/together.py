@@ -6,15 +6,16 @@ tensor, so that a map is put together, and its gradient taken apart, once and no
 the plan and nothing is read or copied from the host: the passes can be captured into a graph.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from itertools import chain as chained
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from framework.nn.waves.steps import Plan
+from framework.nn.waves.steps import Plan, Tape
 
 
 @dataclass
@@ -24,7 +25,8 @@ class Bank:
     Attributes:
         directions: of `DIRECTIONS`, the longest chain first.
         states: (1 + steps, chains, n, C); behind a shorter chain's end zeros.
-        moments: mean and reciprocal deviation of the states before every step, (living chains, n, 1).
+        moments: mean and reciprocal deviation of the states before every step, (living chains, n, 1); none without the
+            normalisation.
     """
 
     directions: list[int]
@@ -78,6 +80,11 @@ class Together:
     def _alive(self, bank: list[int], step: int) -> int:
         return sum(self.plan.length(d) >= step for d in bank)
 
+    def _along(self) -> list[list[int]]:
+        """All directions, which run together from the start; none where the map is a line across them or a point."""
+        bank = self._sorted([d for axis in self.axes for d in (2 * axis, 2 * axis + 1)])
+        return [bank] if bank else []
+
     def _across(self) -> list[list[int]]:
         """The directions across the lines that run together: those of lines of one length."""
         groups: dict[int, list[int]] = {}
@@ -93,8 +100,16 @@ class Together:
         matrices, moments = torch.stack([weight[d] for d in directions]), []
         for step in range(1, steps + 1):
             alive = self._alive(directions, step)
-            moments.append(self.ahead(states[step - 1, :alive], matrices[:alive], states[step, :alive], self.plan))
+            found = self.ahead(states[step - 1, :alive], matrices[:alive], states[step, :alive], self.plan)
+            if found is not None:
+                moments.append(found)
         return Bank(directions, states, moments)
+
+    def _bank(self, directions: list[int], tensors: Iterator[Tensor]) -> Bank:
+        """A bank from its tensors, in the order in which `forward` gave them."""
+        states = next(tensors)
+        steps = len(states) - 1 if self.plan.normalize else 0
+        return Bank(directions, states, [(next(tensors), next(tensors)) for _ in range(steps)])
 
     def _roll_back(self, bank: Bank, g: Tensor, weight: Tensor, grad_weight: Tensor) -> None:
         """The adjoint of `_roll`: what the states received, g (1 + steps, chains, n, C), becomes their gradient.
@@ -105,7 +120,7 @@ class Together:
         matrices = torch.stack([weight[d] for d in bank.directions])
         for step in range(len(states) - 1, 0, -1):
             alive = self._alive(bank.directions, step)
-            z, moments = states[step - 1, :alive], bank.moments[step - 1]
+            z, moments = states[step - 1, :alive], bank.moments[step - 1] if bank.moments else None
             self.back(g[step, :alive], g[step - 1, :alive], z, moments, matrices[:alive], plan)
         for chain, direction in enumerate(bank.directions):
             length = plan.length(direction)
@@ -116,11 +131,10 @@ class Together:
 
     # ------------------------------------------------------------------ maps
 
-    def forward(self, q: Tensor, weight: Tensor, out: Tensor | None, fresh: bool, keep: bool) -> list[list[Bank]]:
-        """Adds the map of q (B, M, C), summed over M, to out (B, H, W, C), or writes it; returns the banks."""
+    def forward(self, q: Tensor, weight: Tensor, out: Tensor | None, fresh: bool, keep: bool) -> Tape:
+        """Adds the map of q (B, M, C), summed over M, to out (B, H, W, C), or writes it; returns the banks' tensors."""
         start, share = q.flatten(0, 1), 1 / len(self.axes)
-        directions = self._sorted([d for axis in self.axes for d in (2 * axis, 2 * axis + 1)])
-        along = [self._roll([start] * len(directions), directions, weight)] if directions else []
+        along = [self._roll([start] * len(bank), bank, weight) for bank in self._along()]
         lines = [self._line(along, axis, start) for axis in (0, 1)]
         across = [self._roll([lines[1 - d // 2].flatten(0, 1) for d in bank], bank, weight) for bank in self._across()]
 
@@ -142,11 +156,13 @@ class Together:
                         states = states.unflatten(1, (-1, len(start)))
                         put(self._cells(out, direction), _ordered(states, direction))  # type: ignore[arg-type]
             fresh = False
-        return [along, across] if keep else []
+        banks = [*along, *across] if keep else []
+        return [t for bank in banks for t in (bank.states, *chained.from_iterable(bank.moments))]
 
-    def backward(self, q: Tensor, weight: Tensor, g: Tensor, tapes: list[list[Bank]], grad_weight: Tensor) -> Tensor:
+    def backward(self, q: Tensor, weight: Tensor, g: Tensor, tape: Tape, grad_weight: Tensor) -> Tensor:
         """The adjoint of `forward` for the map's gradient g (B, H, W, C): gradient of q, adds to grad_weight."""
-        along, across = tapes
+        tensors = iter(cast(list[Tensor], tape))
+        along, across = ([self._bank(bank, tensors) for bank in banks] for banks in (self._along(), self._across()))
         batch, paths, channels = q.shape
         share = 1 / len(self.axes)
 

@@ -1,6 +1,7 @@
 """The wavefront scheme: anti-diagonal after anti-diagonal, every cell the mean of its two predictions."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ class Wavefront:
         first, last = int(run[0] == 0), len(run) - int(run[-1] == diagonal)
         cells[:, first:last] *= 0.5
 
-    def forward(self, q: Tensor, weight: Tensor, out: Tensor | None, fresh: bool, keep: bool) -> list[Tape]:
+    def forward(self, q: Tensor, weight: Tensor, out: Tensor | None, fresh: bool, keep: bool) -> Tape:
         """Adds the map of q (B, M, C), summed over M, to out (B, H, W, C), or writes it; returns the tape."""
         _, paths, channels = q.shape
         stacked = self.stacked(weight)
@@ -85,10 +86,10 @@ class Wavefront:
             factor = factor.to(self.plan.product)
             product = torch.bmm(factor.flatten(1, 2), stacked.mT).to(z.dtype)
             if keep:
-                tape.append((factor, rstd))
+                tape += (factor, rstd)
             z = self.mix(z, product.view(*z.shape[:3], 2, channels), diagonal)
             self._put(z, diagonal, out, fresh, paths)
-        return [tape]
+        return tape
 
     def _put(self, z: Tensor, diagonal: int, out: Tensor | None, fresh: bool, paths: int) -> None:
         if out is None:  # a checkpoint's second run, for its tape
@@ -101,10 +102,10 @@ class Wavefront:
             else:
                 out.flatten(1, 2)[:, target] += cells
 
-    def backward(self, q: Tensor, weight: Tensor, g: Tensor, tapes: list[Tape], grad_weight: Tensor) -> Tensor:
+    def backward(self, q: Tensor, weight: Tensor, g: Tensor, tape: Tape, grad_weight: Tensor) -> Tensor:
         """The adjoint of `forward`."""
         batch, paths, channels = q.shape
-        stacked, tape = self.stacked(weight), tapes.pop()
+        stacked = self.stacked(weight)
         grad_stacked = grad_weight.new_zeros(stacked.shape)
         flat = g.reshape(batch, -1, channels)
         quadrants = len(self.pairs)
@@ -112,7 +113,7 @@ class Wavefront:
         for diagonal in reversed(self.diagonals):
             self._take(g_z, diagonal, flat, paths)
             self._halve(g_z, diagonal)
-            factor, rstd = tape.pop()
+            rstd, factor = tape.pop(), cast(Tensor, tape.pop())
             before, run = self.run(diagonal - 1), self.run(diagonal)
             g_product = q.new_zeros(quadrants, len(before), batch * paths, 2, channels)
             for part, shift in ((0, 0), (1, 1)):
