@@ -14,7 +14,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
@@ -57,6 +57,22 @@ def plain_schedulers(scheduler: LRScheduler) -> Iterator[LRScheduler]:
         yield from plain_schedulers(one)
     if not inner:
         yield scheduler
+
+
+def micro_batch(trainer: Trainer | None) -> int:
+    """Which of the batches that one step of the optimizer gathers is running, from 0 (lightning 2.6.6)."""
+    return 0 if trainer is None else trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches
+
+
+def loss_factor(trainer: Trainer | None) -> float | Tensor:
+    """By what a training loss is multiplied before its backward pass: a gradient scaler's scale over the batches of a
+    step; a tensor, for reading the scale would wait for the device (`_get_scale_async`, torch 2.15, lightning 2.6.6).
+    """
+    if trainer is None:
+        return 1.0
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scale = None if scaler is None else scaler._get_scale_async()
+    return (1.0 if scale is None else scale) / trainer.accumulate_grad_batches
 
 
 def default_store() -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from framework.distributed import EpochSampler, UnpaddedDistributedSampler, ranks_of
 from framework.errors import ConfigError
@@ -68,23 +68,40 @@ class BaseDataModule(LightningDataModule):
         self.drop_last = drop_last
         self.datasets: dict[str, Dataset] = {}
 
-    def configure_dataset(self, split: Literal["train", "val", "test", "predict"]) -> Dataset:
-        """The dataset of a split. Called once per split that a verb needs, after `prepare_data`, on every rank."""
+    def configure_dataset(self, split: Literal["train", "val", "test", "predict"]) -> Dataset | None:
+        """The dataset of a split, with `__len__` and `__getitem__`; None or an empty one for no validation.
+
+        Called once per split that a verb needs, after `prepare_data`, on every rank.
+        """
         raise NotImplementedError(f"{type(self).__name__} must override configure_dataset(split)")
 
     def setup(self, stage: str) -> None:
         """Builds the datasets that `stage` (fit, validate, test or predict) needs.
 
         Raises:
-            ConfigError: more ranks than samples to evaluate.
+            ConfigError: no dataset, one without a length, or more ranks than samples to evaluate.
         """
         needs = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
         for split in needs[stage]:
             if split not in self.datasets:
-                self.datasets[split] = self.configure_dataset(cast(Any, split))
+                made = self.configure_dataset(cast(Any, split))
+                self.datasets[split] = self._checked(split, made)
         if stage == "validate" and isinstance(val := self.datasets["val"], Sized) and not len(val):
             raise ConfigError(f"{type(self).__name__}: the val split is empty, so nothing can be validated; use fit")
         self._check_ranks(stage, needs[stage])
+
+    def _checked(self, split: str, dataset: Any) -> Any:
+        """None is an empty val split; a loader of the user's own takes whatever he makes."""
+        if dataset is None and split == "val":
+            return []
+        loader = f"{split}_dataloader"
+        own = getattr(type(self), loader) is not getattr(BaseDataModule, loader)
+        if not own and (not isinstance(dataset, Sized) or isinstance(dataset, IterableDataset)):
+            raise ConfigError(
+                f"{type(self).__name__}.configure_dataset({split!r}): expected a dataset with __len__ and __getitem__, "
+                f"whose order is drawn by the loader, got a {type(dataset).__name__}; return one, or override {loader}"
+            )
+        return dataset
 
     def _check_ranks(self, stage: str, splits: Sequence[str]) -> None:
         # Here every rank raises; later, the rank without a sample would fail alone and leave the others waiting.

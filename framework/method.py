@@ -101,6 +101,18 @@ class BaseMethod(StoredModule):
             if name in cls.__dict__:
                 setattr(cls, name, guard(cls.__dict__[name]))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Torch's; a name under which the base class keeps something else is refused, and said."""
+        fixed = getattr(BaseMethod, name, None)
+        taken = isinstance(fixed, property) and fixed.fset is None and getattr(type(self), name) is fixed
+        if taken or (name == "metrics" and (type(value) is not nn.ModuleDict or name in self.__dict__["_modules"])):
+            advice = "return them from configure_metrics(split)" if name == "metrics" else "call it otherwise"
+            raise ConfigError(
+                f"{type(self).__name__}.{name}: expected a name that BaseMethod does not keep something of its own "
+                f"under, got a {type(value).__name__}; {advice}"
+            )
+        super().__setattr__(name, value)
+
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
         """Lightning's hook: the callbacks that this method needs; those of `framework.lifecycle` are added to them."""
         return missing_contracts(self.attached_trainer)

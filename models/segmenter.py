@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from framework.batches import need
 from framework.errors import ConfigError
 from framework.figures import instance_panel, segmentation_panel
 from framework.instances import FROM_BORDER, objects_of
@@ -32,7 +33,7 @@ class SegmentationMethod(BaseMethod):
 
     Args:
         in_channels: N, image channels.
-        num_classes: C, background (0) included.
+        num_classes: C, background (0) included; at most 256.
         ignore_index: mask value of pixels without a label, which count in neither loss nor figures; None: all have one.
         tile: side of the tiles in which `predict` looks at large pictures; `auto`; None: never in tiles. The logits are
             those of the whole picture.
@@ -67,9 +68,10 @@ class SegmentationMethod(BaseMethod):
         **training: Any,
     ) -> None:
         super().__init__(**training)
-        if num_classes < 2 or in_channels < 1:
+        if not 2 <= num_classes <= 256 or in_channels < 1:  # predicted maps are of 8 bits
             raise ConfigError(
-                f"model.num_classes, model.in_channels: expected at least 2 and 1, got {num_classes} and {in_channels}"
+                f"model.num_classes, model.in_channels: expected 2 to 256 and at least 1, got {num_classes} and "
+                f"{in_channels}"
             )
         self.in_channels, self.num_classes = in_channels, num_classes
         self.ignore_index, self.tile = ignore_index, tile
@@ -91,7 +93,8 @@ class SegmentationMethod(BaseMethod):
         return segmentation_loss(logits, target, self.loss, self.class_weights, self.ignore_index)
 
     def check(self, batch: Batch) -> None:
-        """Raises ConfigError for a class that the method does not have."""
+        """Raises ConfigError for a batch without picture or mask, and for a class that the method does not have."""
+        need(batch, type(self).__name__, "image", "mask")
         check_classes(batch["mask"], self.num_classes, self.ignore_index)
 
     def panel(self, batch: Batch, preds: Tensor) -> Figure:
@@ -189,6 +192,7 @@ class SegmentationMethod(BaseMethod):
 
         Of samples without an `image`, which PredictionWriter looks at by windows, only the `index`.
         """
+        need(batch, f"{type(self).__name__}.predict_step", "index")
         if "image" not in batch:
             return {"index": batch["index"]}
         found = predicted(self, batch["image"], self.network, self.tile, self.predict_probabilities)

@@ -10,6 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.image import StructuralSimilarityIndexMeasure
 
+from framework.batches import need
+from framework.compat import loss_factor
 from framework.deploy.form import InferenceForm
 from framework.figures import reconstruction_grid, residual_map, speed_spectrum
 from framework.method import Batch, Split
@@ -86,6 +88,7 @@ class FinolaAutoencoder(FinolaMethod):
 
     def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
         """The loss on pixels; `preds` is clipped to [0, 1] for the metrics."""
+        need(batch, type(self).__name__, "image")
         image = batch["image"]
         grown = self.network.grow(self.network.encode(image))
         if split == "train" and grown.requires_grad:
@@ -104,7 +107,7 @@ class FinolaAutoencoder(FinolaMethod):
     def _keep_grad_norms(self, grad: Tensor) -> None:
         row, col = self.network.start or (side // 2 for side in self.network.map_size)
         corner = max(((r, c) for r in (0, -1) for c in (0, -1)), key=lambda rc: self._distance(rc, (row, col)))
-        per_cell = grad.detach().float().norm(dim=1)
+        per_cell = grad.detach().float().norm(dim=1) / loss_factor(self.attached_trainer)
         self._grad_norms = {
             "train/grad_centre": per_cell[:, row, col].mean(),
             "train/grad_corner": per_cell[:, corner[0], corner[1]].mean(),
@@ -127,10 +130,10 @@ class FinolaAutoencoder(FinolaMethod):
         latent = self.encode(image)
         preds = self.decode(latent)
         title = f"C = {self.network.channels}, M = {self.network.paths}, {latent[0].numel()} floats"
-        drawn = {"reconstruction": reconstruction_grid(image.cpu().numpy(), preds.cpu().numpy(), title)}
+        drawn = {"reconstruction": reconstruction_grid(image.float().cpu().numpy(), preds.float().cpu().numpy(), title)}
         growth = self.network.growth
         if isinstance(growth, Finola):
-            right, left, down, up = growth.directional().cpu()
+            right, left, down, up = growth.directional().float().cpu()
             pairs = {"right / down": (right, down), "left / up": (left, up)}
             speeds = {name: wave_speeds(a, b, growth.normalize) for name, (a, b) in pairs.items()}
             drawn["wave_speeds"] = speed_spectrum({name: s.numpy() for name, s in speeds.items()}, title)
@@ -138,7 +141,7 @@ class FinolaAutoencoder(FinolaMethod):
             first = latent[:, 0].float()
             grown = growth(first, self.network.map_size, self.network.start)
             apart = commutator(growth, first).mean().item()
-            residual = pde_residual(growth, grown, self.network.start).nanmean(0).cpu().numpy()
+            residual = pde_residual(growth, grown, self.network.start).nanmean(0).float().cpu().numpy()
             drawn["pde_residual"] = residual_map(residual, f"{title}; commutator at the start {apart:.3f}")
         return drawn
 
@@ -148,6 +151,7 @@ class FinolaAutoencoder(FinolaMethod):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`reconstruction` uint8 (B, 3, H, W) and `latent` float32 (B, M, C) under the samples' `index`."""
+        need(batch, f"{type(self).__name__}.predict_step", "image", "index")
         latent = self.encode(batch["image"])
         pixels = (255 * self.decode(latent)).round().to(torch.uint8)
         return {"index": batch["index"], "reconstruction": pixels, "latent": latent.float()}

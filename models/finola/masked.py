@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from framework.batches import need
 from framework.deploy.form import InferenceForm
 from framework.errors import ConfigError
 from framework.figures import reconstruction_grid
@@ -185,6 +186,7 @@ class MaskedFinola(FinolaMethod):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Draws the blocks while the indices are still on the host."""
+        need(batch, type(self).__name__, "image", "index")
         epoch = self.current_epoch if self.trainer.training else 0
         return {**batch, "corners": self.corners(batch["index"], epoch)}  # type: ignore[dict-item]
 
@@ -218,7 +220,9 @@ class MaskedFinola(FinolaMethod):
         preds, masked = self.predict_all(image, self.corners(batch["index"], 0))
         shown = torch.where(masked[:, None], preds.float().clamp(0, 1), image)
         panel = reconstruction_grid(
-            image.cpu().numpy(), shown.cpu().numpy(), f"masked FINOLA ({self.mode}-wise); the visible block is copied"
+            image.float().cpu().numpy(),
+            shown.float().cpu().numpy(),
+            f"masked FINOLA ({self.mode}-wise); the visible block is copied",
         )
         return {"masked": panel}
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 from torchmetrics import Metric, MetricCollection
 
+from framework.batches import need
 from framework.figures import derivative_panel, error_panel, psnr_over_time, reconstruction_panel
 from framework.method import Batch, Split
 from framework.metrics import ImagePSNR, Reduction, squared_error_8bit, to_8bit
@@ -148,14 +149,13 @@ class LevelsOfExperts(NetworkPerImage):
 
     def _classes_of(self, index: Tensor, shape: torch.Size) -> Tensor | None:
         """(B, H W) int64 classes of a batch's pixels."""
-        if self.segmentation_classes is None:
-            return None
-        return classes_of(self.segmentation_maps, index, shape)
+        return None if self.segmentation_classes is None else classes_of(self.segmentation_maps, index, shape)
 
     # ------------------------------------------------------------------ rows in nested order
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Moves a batch once; a loader that gives the same object again gets the same tensors back."""
+        need(batch, type(self).__name__, "image", "coords", "index")
         move = super().transfer_batch_to_device
         moved = self._moved.of(batch, lambda: move(batch, device, dataloader_idx))
         if moved["coords"].device != device:

@@ -16,6 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from framework.batches import need
+from framework.compat import micro_batch
 from framework.deploy.form import InferenceForm
 from framework.errors import ConfigError
 from framework.figures import filter_panel
@@ -182,6 +184,7 @@ class MasterKeyClassifier(BaseMethod):
 
     def step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
         """Cross-entropy with label smoothing; in training on mixed pictures where mixup or cutmix is on."""
+        need(batch, type(self).__name__, "image", "label")
         image, label = batch["image"], batch["label"]
         smoothing = self.label_smoothing if split == "train" else 0.0
         if split == "train" and (self.mixup or self.cutmix):
@@ -195,8 +198,10 @@ class MasterKeyClassifier(BaseMethod):
         return {"loss": loss, "preds": logits, "target": label}
 
     def _mix(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        # drawn from (step, rank), so that a resumed run mixes alike and no global generator moves
-        rng = np.random.default_rng([self.global_step, self.global_rank])
+        # drawn from (step, rank, batch of the step), so that a resumed run mixes alike and no global generator moves;
+        # numpy draws the same from (step, rank) and (step, rank, 0)
+        part = micro_batch(self.attached_trainer)
+        rng = np.random.default_rng([self.global_step, self.global_rank, *([part] if part else [])])
         cut = self.cutmix > 0 and (self.mixup == 0 or rng.random() < 0.5)
         alpha = self.cutmix if cut else self.mixup
         share = float(rng.beta(alpha, alpha))
@@ -260,7 +265,7 @@ class MasterKeyClassifier(BaseMethod):
     def figures(self, batch: Batch) -> Mapping[str, Figure]:  # type: ignore[override]
         """The first filters of the first depthwise layer."""
         name, weight = next(iter(depthwise_kernels(self.network).items()))
-        return {"depthwise_filters": filter_panel(weight[:32].cpu().numpy(), title=name)}
+        return {"depthwise_filters": filter_panel(weight[:32].float().cpu().numpy(), title=name)}
 
     def inference_forms(self) -> list[InferenceForm]:
         """For `framework export`: the network with plain depthwise convolutions."""
@@ -269,6 +274,7 @@ class MasterKeyClassifier(BaseMethod):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`probabilities` float32 (B, num_classes) under the samples' `index`."""
+        need(batch, f"{type(self).__name__}.predict_step", "image", "index")
         return {"index": batch["index"], "probabilities": self(batch["image"]).softmax(1)}
 
 

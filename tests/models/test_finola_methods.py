@@ -1,5 +1,6 @@
 """FinolaAutoencoder and MaskedFinola through the command line: every verb, DDP, divergence, files, leaks."""
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
 from skimage import io
 
 from framework.errors import CheckpointError, ConfigError, DataError, DivergenceError
@@ -15,6 +17,8 @@ from framework.nn import Finola
 from models import FinolaAutoencoder, MaskedFinola
 from models.finola.masked import block_rollout
 from models.finola.method import pixel_loss
+from tests.helpers.methods import method_and_data
+from tests.helpers.small import quiet
 
 SMALL = [
     "--model.image_size=16",
@@ -314,3 +318,25 @@ def test_bad_arguments_of_masked_finola_are_named(kwargs, message) -> None:
 def test_the_probe_refuses_a_module_without_features(run) -> None:
     with pytest.raises(ConfigError, match="LinearProbe: FinolaAutoencoder has no method features"):
         run("fit", *AUTO, "--trainer.callbacks+=LinearProbe")
+
+
+def test_logged_gradients_are_the_losss_whatever_it_is_multiplied_by(tmp_path) -> None:
+    class Takes(Callback):
+        def __init__(self) -> None:
+            self.norms: list[dict[str, float]] = []
+
+        def on_after_backward(self, trainer, pl_module) -> None:
+            self.norms.append({name: float(value) for name, value in pl_module._grad_norms.items()})
+
+    seen = []
+    scaled = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))
+    scaled.forward_context = contextlib.nullcontext  # the scale alone
+    for words in ({}, {"plugins": [scaled]}, {"accumulate_grad_batches": 2}):
+        module, data = method_and_data("finola", tmp_path)
+        takes = Takes()
+        trainer = quiet(tmp_path, max_epochs=1, enable_checkpointing=False, callbacks=[takes], **words)
+        trainer.fit(module, data)
+        seen.append(takes.norms[0])
+    assert set(seen[0]) == {"train/grad_centre", "train/grad_corner"}
+    assert seen[1] == pytest.approx(seen[0], rel=1e-4)
+    assert seen[2] == pytest.approx(seen[0], rel=1e-4)

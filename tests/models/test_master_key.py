@@ -18,6 +18,8 @@ from framework.nn import ScaleSpaceDepthwiseConv2d, approximate, depthwise_convo
 from models import MasterKeyClassifier
 from models.master_key.method import depthwise_kernels
 from models.master_key.network import build_network, convert_keys, load_file_into, read_state_dict
+from tests.helpers.methods import ATTO, NoiseData
+from tests.helpers.small import quiet
 
 SMALL = {"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 16]}
 
@@ -351,3 +353,28 @@ def test_a_run_s_own_checkpoint_downloads_nothing(monkeypatch, tmp_path: Path) -
 def test_timm_model_names_of_the_documentation_exist() -> None:
     for name in ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge"):
         assert timm.is_model(f"convnextv2_{name}")
+
+
+def test_every_batch_of_a_step_is_mixed_by_a_draw_of_its_own(tmp_path) -> None:
+    class Shares(MasterKeyClassifier):
+        def _mix(self, image, target):
+            mixed, shares = super()._mix(image, target)
+            self.drawn.append((self.global_step, float(shares.max(1).values.min())))
+            return mixed, shares
+
+    drawn = []
+    for gathered in (1, 2, 4):
+        module = Shares(**ATTO, mixup=1.0)
+        module.drawn = []
+        words = {"max_epochs": 2, "enable_checkpointing": False, "limit_val_batches": 0}
+        trainer = quiet(tmp_path, **words, accumulate_grad_batches=gathered)
+        trainer.fit(module, NoiseData(3, 32, batch_size=2))
+        drawn.append(module.drawn)
+    steps = [[step for step, _ in one] for one in drawn]
+    assert steps == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 1, 1, 2, 2, 3, 3], [0] * 4 + [1] * 4]
+    # one batch a step: drawn from (step, rank), as always
+    for step, share in drawn[0]:
+        expected = np.random.default_rng([step, 0]).beta(1.0, 1.0)
+        assert share == pytest.approx(max(expected, 1 - expected), rel=1e-5) or share == pytest.approx(1.0)
+    for one in drawn[1:]:
+        assert len({share for _, share in one if share < 1}) == len([share for _, share in one if share < 1]) > 4

@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
-from callbacks import SegmentationMaps
+from callbacks import FigureWriter, SegmentationMaps
 from datamodules import CellsDataModule, GeneratedImagesDataModule, KodakDataModule, SquaresDataModule
 from framework.data import BaseDataModule
 from framework.errors import ConfigError
@@ -65,6 +67,19 @@ def test_fit_test_and_predict(tmp_path, name, precision) -> None:
     assert all(p.dtype == dtype for p in trained)
     assert all(p.isfinite().all() for p in trained)
     assert trainer.predict(model, datamodule=data)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_figures_are_drawn_of_parameters_of_16_bits(tmp_path, name) -> None:
+    model, data = (make() for make in CASES[name])
+    callbacks = [FigureWriter(), *([SegmentationMaps()] if name == "levels_of_experts" else [])]
+    logger = CSVLogger(tmp_path)
+    words = {"callbacks": callbacks, "precision": "bf16-true", "max_epochs": 1, "logger": logger}
+    trainer = quiet(tmp_path, **words, limit_train_batches=1, limit_val_batches=1, limit_test_batches=1)
+    trainer.fit(model, datamodule=data)
+    drawn = {path.stem for path in (Path(logger.log_dir) / "figures").iterdir()}
+    assert len(drawn - {"training_curves"}) > 0
+    trainer.test(model, datamodule=data, verbose=False)
 
 
 def test_float16_is_refused_for_raw_intensities(tmp_path) -> None:
