@@ -104,11 +104,11 @@ class Table:
         row: dict[str, Any] = {**columns, "dtype": dtype}
         try:
             ms = milliseconds(work, self.device, self.seconds)
-            row |= {"ms": round(ms, 4), "limit_ms": round(limit, 4), "limit_by": bound}
+            row |= {"ms": round(ms, 4), "limit_ms": round(limit, 6), "limit_by": bound}
             row |= {"share_of_limit": round(limit / ms, 3), "peak_mib": peak_mib(work, self.device), "failure": ""}
         except Exception as error:  # a row, not the end of the table
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-            row |= {"ms": "", "limit_ms": round(limit, 4), "limit_by": bound, "share_of_limit": "", "peak_mib": ""}
+            row |= {"ms": "", "limit_ms": round(limit, 6), "limit_by": bound, "share_of_limit": "", "peak_mib": ""}
             row["failure"] = reason
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

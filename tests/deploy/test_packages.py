@@ -73,14 +73,15 @@ def test_a_package_is_given_the_pixels_of_a_file_and_predicts_as_the_method_does
         if isinstance(norm, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(norm.running_mean, -0.3, 0.3)
     module.preprocessing = data.preprocessing()
-    picture = open_picture(path).pixels()
+    raw = open_picture(path).pixels().astype(np.float32)
+    seen = torch.from_numpy(normalized(raw, data.reading, 2**bits - 1))[None]
     with torch.no_grad():
-        truth = module(torch.from_numpy(normalized(picture.astype(np.float32), data.reading, bits))[None])
+        truth = module(seen)
         module.network.head.bias[1] += (truth[:, 0] - truth[:, 1]).median()  # half of the pixels are of each class
-        truth = module(torch.from_numpy(normalized(picture.astype(np.float32), data.reading, bits))[None]).numpy()
+        truth = module(seen).numpy()
     framework.export(module, tmp_path / "out", "bioimageio")
     package = tmp_path / "out" / "segmenter.zip"
-    (found,) = core.predict(model=package, inputs=picture[None].astype(np.float32)).members.values()
+    (found,) = core.predict(model=package, inputs=raw[None]).members.values()
     logits = np.asarray(found.data)
     np.testing.assert_allclose(logits, truth, rtol=0, atol=1e-4 * np.abs(truth).max())
     labels = np.where(logits[0].argmax(0) == 1, 255, 0)
