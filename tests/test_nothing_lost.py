@@ -97,6 +97,21 @@ def test_a_cut_file_is_seen(tmp_path, length) -> None:
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    ("inside", "message"),
+    [
+        ([1], "is not a Lightning checkpoint"), ({"weight": torch.ones(1)}, "is not a Lightning checkpoint"),
+        ({"state_dict": [1]}, "is not a Lightning checkpoint"), ({"state_dict": {1: 1}}, "names that are no text"),
+        ({**content(), "pytorch-lightning_version": 2}, "pytorch-lightning_version is 2, expected text"),
+        ({**content(), "loops": []}, "loops is a list, which no fit has written"),
+    ],
+)  # fmt: skip
+def test_a_whole_file_that_is_no_checkpoint_is_said(tmp_path, inside, message) -> None:
+    torch.save(inside, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "a.ckpt")
+
+
 @pytest.mark.parametrize("word", ["best", "last"])
 def test_best_and_last_pass_over_a_damaged_file(tmp_path, monkeypatch, word) -> None:
     monkeypatch.chdir(tmp_path)
