@@ -188,8 +188,9 @@ def again(out: Path) -> None:
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        row.setdefault("now", "")
-        if row["outcome"] == "survived" and row["now"] in ("", "survived"):
+        row["now"] = row.get("now") or ""  # a row that came behind the last round has none
+    for row in sorted(rows, key=lambda row: row["now"]):
+        if row["outcome"] == "survived" and row["now"] != "killed":
             source = (ROOT / row["module"]).read_text(encoding="utf-8")
             lines = source.splitlines(keepends=True)
             place = int(row["place"].partition(":")[0]) - 1
@@ -200,10 +201,16 @@ def again(out: Path) -> None:
                 wider = next(tests for start, tests in WIDER.items() if row["module"].startswith(start))
                 row["now"], _ = run(row["module"], "".join(lines), [*wider, *TESTS[row["module"]]], 900)
                 print(f"{row['now']:9} {row['module']}  {row['after']}", flush=True)
-    with out.open("w", newline="", encoding="utf-8") as file:
+                _replace(out, rows)
+
+
+def _replace(out: Path, rows: list[dict[str, str]]) -> None:
+    part = out.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    part.replace(out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
