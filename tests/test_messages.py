@@ -80,7 +80,7 @@ MODEL_AND_DATA = {
     "--model.width=null": "model.width: expected an integer, got null",
     "--model.width=99999999999999999999999": "got one of 23 digits",
     "--model.width=0": "width",
-    "--model.num_classes=1": "model.num_classes, model.in_channels: expected at least 2 and 1, got 1 and 1",
+    "--model.num_classes=1": "model.num_classes, model.in_channels: expected 2 to 256 and at least 1, got 1 and 1",
     "--model.optimizer.lr=-1": "model.optimizer: expected arguments that torch accepts, got its ValueError: Invalid "
     "learning rate: -1",
     "--model.optimizer.lr=1e300": "model.optimizer: expected arguments that torch accepts, got its RuntimeError",
