@@ -26,5 +26,5 @@ class InterruptCheckpoint(Callback):
         if not isinstance(exception, Interrupted | SIGTERMException) and is_distributed():
             return  # raised here alone: saving would wait for the others, who do not come
         path = agreed_run_folder(trainer) / "checkpoints" / "interrupted.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         say(f"interrupted; go on with the same command and --ckpt_path {path}")
