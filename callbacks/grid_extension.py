@@ -4,10 +4,9 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from callbacks.when import begins_anew, builds_late, is_whole
+from callbacks.when import ChangesSplines, is_whole
 from framework.compat import averaged_models, figures_of_this_loop
 from framework.distributed import say
 from framework.errors import ConfigError
@@ -15,7 +14,7 @@ from framework.nn import SplineLayer, spline_layers
 from framework.nn.splines.optimizer import carry_moments, check_optimizers, rescale_groups, rescale_scheduler
 
 
-class GridExtension(Callback):
+class GridExtension(ChangesSplines):
     """Cuts every grid cell of every spline layer into `factor` at the start of chosen epochs.
 
     The event is one linear map of each layer's coefficients, the same on every rank; the optimizer's moments and
@@ -70,18 +69,6 @@ class GridExtension(Callback):
         self._of_validation: set[str] = set()
 
     # ------------------------------------------------------------------ checks
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the layers and checks that their grids can be changed, and that every planned one has room."""
-        if begins_anew(trainer, stage):
-            self._begin()
-        if stage == "fit" and (spline_layers(pl_module) or not builds_late(pl_module)):
-            self._check(pl_module)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks again at a module that makes layers after the callbacks' `setup`."""
-        if builds_late(pl_module):
-            self._check(pl_module)
 
     def _check(self, pl_module: LightningModule) -> None:
         layers = spline_layers(pl_module)

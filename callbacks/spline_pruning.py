@@ -7,10 +7,9 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
-from callbacks.when import begins_anew, builds_late, is_whole
+from callbacks.when import ChangesSplines, is_whole
 from framework.checkpoints import WholeCheckpoints
 from framework.compat import averaged_models
 from framework.distributed import add_over_ranks, agreed_run_folder, gather_lists, say
@@ -28,7 +27,7 @@ from framework.outputs import free_path
 from framework.protocols import GroupsChannels, Shrinks
 
 
-class SplinePruning(Callback):
+class SplinePruning(ChangesSplines):
     """Prunes spline edges at the start of chosen epochs; the epochs after are the fine-tuning.
 
     Scores come from the moments of the layers' inputs over the first batches of the epoch before, summed over ranks, so
@@ -88,18 +87,6 @@ class SplinePruning(Callback):
         self._moments: dict[str, SplineMoments] = {}
         self._seen: dict[str, SplineMoments] = {}
         self._watched = 0
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the layers, and checks that their edges can be taken out."""
-        if begins_anew(trainer, stage):
-            self._begin()
-        if stage == "fit" and (spline_layers(pl_module) or not builds_late(pl_module)):
-            self._check(pl_module)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks again at a module that makes layers after the callbacks' `setup`."""
-        if builds_late(pl_module):
-            self._check(pl_module)
 
     def _check(self, pl_module: LightningModule) -> None:
         if not spline_layers(pl_module):
